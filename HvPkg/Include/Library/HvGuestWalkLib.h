@@ -114,7 +114,8 @@ HvGuestWalk (
   @par Context: Host
 
   @param[in]  State    The guest's control registers.
-  @param[in]  Linear   Linear address of the first byte (CS base + RIP, which wraps at 4 GiB outside 64-bit code).
+  @param[in]  Linear   Linear address of the first byte (CS base + RIP). What follows wraps at 4 GiB outside long
+                       mode; in compatibility mode the caller cuts Count at 4 GiB.
   @param[in]  Read     How guest-physical memory is read.
   @param[in]  Context  For Read.
   @param[out] Buffer   HV_INSTRUCTION_MAX bytes; those that were not read are 0.
