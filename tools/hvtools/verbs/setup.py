@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""`hv setup`: everything that the other verbs would fetch at their first use."""
+
+from pathlib import Path
+
+import click
+
+from hvtools import report, ui
+from hvtools.setup import setup_all
+
+
+@click.command("setup")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result to FILE.")
+def command(json_file: Path | None) -> None:
+    """Install and fetch everything that build, boot and test need."""
+    result = setup_all()
+    report.write(json_file, result.as_json())
+    ui.out.print(f"EDK2     {result.edk2.path}", markup=False)
+    ui.out.print(f"kernel   {result.kernel.version} ({result.kernel.package.version})", markup=False)
+    ui.out.print(f"busybox  {result.busybox}", markup=False)
