@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause-Patent
-"""stuart entry point for HvPkg: `stuart_setup`, `stuart_update` and `stuart_build`, each with `-c stuart_settings.py`."""
+"""stuart entry point for HvPkg: stuart_setup, stuart_update and stuart_build, with `-c stuart_settings.py`."""
 
 import sys
 from collections.abc import Iterable

@@ -18,7 +18,7 @@ from hvtools.errors import HvError
     help="What to build; all is both.",
 )
 @click.option("--force", is_flag=True, help="Run stuart even if no source changed.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result to FILE.")
+@report.json_option
 def command(target: str, force: bool, json_file: Path | None) -> None:
     """Build HvDxe.efi and the applications with stuart, after setting up what that takes."""
     targets = build.TARGETS if target == "all" else (target,)

@@ -10,7 +10,7 @@ from hvtools.setup import setup_all
 
 
 @click.command("setup")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result to FILE.")
+@report.json_option
 def command(json_file: Path | None) -> None:
     """Install and fetch everything that build, boot and test need."""
     result = setup_all()

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""`hv test`: what a commit must pass."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hvtools import build, report, ui
+from hvtools.errors import EXIT_FAILED, EXIT_INTERRUPTED
+from hvtools.setup import setup_all
+
+_CHECKS = {
+    "ruff": ["ruff", "check", "--quiet", "."],
+    "mypy": ["mypy"],
+}
+
+
+@click.command("test", context_settings={"ignore_unknown_options": True})
+@click.option("--all", "slow", is_flag=True, help="Also the slow tests.")
+@report.json_option
+@click.argument("pytest_arguments", nargs=-1, type=click.UNPROCESSED)
+def command(slow: bool, json_file: Path | None, pytest_arguments: tuple[str, ...]) -> int:
+    """Set up and build what changed, then run ruff, mypy and pytest.
+
+    Further arguments go to pytest, as in `hv test -k cache` or `hv test tests/unit`.
+    """
+    setup_all()
+    for target in build.TARGETS:
+        build.ensure_built(target)
+    failed = [name for name, arguments in _CHECKS.items() if not _check(name, arguments)]
+    code, counts = _pytest(slow, pytest_arguments)
+    report.write(json_file, {"checks": {name: name not in failed for name in _CHECKS}, "pytest": counts})
+    if failed:
+        ui.info(f"hv: failed before pytest: {', '.join(failed)}")
+    if code < 0 or code == 2:
+        return EXIT_INTERRUPTED
+    return EXIT_FAILED if code != 0 or failed else 0
+
+
+def _check(name: str, arguments: list[str]) -> bool:
+    """Runs one checker of this environment over the work tree, and shows what it has to say."""
+    result = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=build.ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    good = result.returncode == 0
+    ui.out.print(f"{name}: {'ok' if good else 'failed'}", markup=False)
+    if not good:
+        ui.out.print(result.stdout.rstrip(), markup=False)
+    return good
+
+
+def _pytest(slow: bool, arguments: tuple[str, ...]) -> tuple[int, dict[str, Any]]:
+    """Runs pytest with its output as it comes.
+
+    Returns:
+        Its exit code, and the numbers of tests by outcome.
+    """
+    with tempfile.TemporaryDirectory(prefix="hv-test-") as temporary:
+        xml = Path(temporary) / "junit.xml"
+        command = [sys.executable, "-m", "pytest", f"--junitxml={xml}"]
+        if not slow:
+            command += ["-m", "not slow"]
+        with subprocess.Popen([*command, *arguments], cwd=build.ROOT) as process:
+            try:
+                code = process.wait()
+            except BaseException as error:
+                _end(process, told=isinstance(error, KeyboardInterrupt))
+                raise
+        return code, {"exit": code, **_counts(xml)}
+
+
+def _end(process: subprocess.Popen[bytes], told: bool) -> None:
+    """Waits until pytest ended its emulators and itself.
+
+    Args:
+        process: pytest.
+        told: it probably got the terminal's Ctrl-C too; a second one at once would cut its clean-up short.
+    """
+    for number in (None, signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[0 if told else 1 :]:
+        if number is not None:
+            process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
+            return
+
+
+def _counts(xml: Path) -> dict[str, int]:
+    """The numbers in a JUnit file; none when pytest did not come to writing it."""
+    if not xml.is_file():
+        return {}
+    total = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+    for suite in ElementTree.parse(xml).getroot().iter("testsuite"):
+        for name in total:
+            total[name] += int(suite.get(name, "0"))
+    return total
