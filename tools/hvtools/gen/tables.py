@@ -96,11 +96,11 @@ def _group_constants(groups: list[Group]) -> list[Constant]:
 
 
 def _py_groups(groups: list[Group], extra: list[Constant] | None = None) -> list[str]:
-    """Return CONSTANTS and FIELDS of a table with groups."""
+    """Return CONSTANTS and WORDS of a table with groups."""
     body = py_dict(
         "CONSTANTS", "dict[str, int]", py_constants([*(extra or []), *_group_constants(groups)]), "Values by their name in C."
     )
-    body += ["FIELDS: dict[str, tuple[tuple[str, int, int], ...]] = {"]
+    body += ["WORDS: dict[str, tuple[tuple[str, int, int], ...]] = {"]
     for group in groups:
         if group.kind == "bits":
             body.append(f"    {py_string(group.prefix)}: (")
@@ -229,7 +229,8 @@ def _read_exits(spec: Spec, table: Row, section: str, width: int) -> list[Hardwa
     return result
 
 
-def _exit_files(spec: Spec, file: str, width: int, python: str, page: str) -> Files:
+def _exit_files(spec: Spec, file: str, width: int, python: str, page: str, info1: bool) -> Files:
+    """Return the files of a table of exit codes; with `info1` the list of codes has a kind for EXITINFO1 other than 0."""
     table, head, row = spec.load(file)
     prefix = row.name("prefix", "upper")
     section = row.section()
@@ -240,10 +241,16 @@ def _exit_files(spec: Spec, file: str, width: int, python: str, page: str) -> Fi
     constants = [Constant(f"{prefix}_{item.name}", item.code, item.impossible or item.kind, item.section) for item in items]
     _defined_once(table, [*constants, *_group_constants(groups)])
     body = ["#include <Generated/HvExitKind.h>", "", *c_title("exit codes", section), *c_defines(constants, width), ""]
+    if not info1 and any(item.kind != item.kind_if_info1 for item in items):
+        table.fail("kind_if_info1 has no meaning here")
     body += c_xmacro(
         f"{prefix}_LIST",
-        "X (code, kind, kind if EXITINFO1 is not 0, name): the codes that can arrive.",
-        [[f"{prefix}_{item.name}", item.kind, item.kind_if_info1, f'"{item.name}"'] for item in items if item.kind],
+        f"X (code, kind, {'kind if EXITINFO1 is not 0, ' if info1 else ''}name): the codes that can arrive.",
+        [
+            [f"{prefix}_{item.name}", item.kind, *([item.kind_if_info1] if info1 else []), f'"{item.name}"']
+            for item in items
+            if item.kind
+        ],
     )
     body += c_xmacro(
         f"{prefix}_IMPOSSIBLE_LIST",
@@ -269,7 +276,105 @@ def _exit_files(spec: Spec, file: str, width: int, python: str, page: str) -> Fi
 
 def svm_exit(spec: Spec) -> Files:
     """SVM exit codes and their neutral kinds."""
-    return _exit_files(spec, "svm_exit.toml", 64, "svm_exit.py", "SvmExits.md")
+    return _exit_files(spec, "svm_exit.toml", 64, "svm_exit.py", "SvmExits.md", info1=True)
+
+
+def vmx_exit(spec: Spec) -> Files:
+    """VMX basic exit reasons, their neutral kinds, and the words that describe an exit."""
+    return _exit_files(spec, "vmx_exit.toml", 16, "vmx_exit.py", "VmxExits.md", info1=False)
+
+
+def vmx_controls(spec: Spec) -> Files:
+    """VM-execution, exit and entry controls."""
+    table, head, row = spec.load("vmx_controls.toml")
+    row.done()
+    groups = read_groups(table)
+    table.done()
+    _defined_once(table, _group_constants(groups))
+    return {
+        head.header: c_file(head, head.header, [line for group in groups for line in c_group(group)], include_base=False),
+        "vmx_controls.py": py_file(head, _py_groups(groups)),
+        "VmxControls.md": md_file(head, [line for group in groups for line in md_group(group)]),
+    }
+
+
+VMCS_WIDTHS = ("16", "64", "32", "natural")
+"""Width of a VMCS field by bits 14:13 of its encoding (SDM 25.11.2)."""
+VMCS_TYPES = ("control", "read-only", "guest", "host")
+"""Type of a VMCS field by bits 11:10 of its encoding (SDM 25.11.2)."""
+
+
+def decode_vmcs(encoding: int) -> tuple[str, str, int]:
+    """Return width, type and index of a VMCS field from its encoding (SDM 25.11.2).
+
+    Raises:
+        ValueError: If a bit that must be 0 is set, bit 0 (the high half of a 64-bit field) among them.
+    """
+    if encoding & ~0x6FFE:
+        raise ValueError(f"encoding {encoding:#06x} has a bit that is reserved or selects a high half")
+    return VMCS_WIDTHS[encoding >> 13 & 3], VMCS_TYPES[encoding >> 10 & 3], encoding >> 1 & 0x1FF
+
+
+def vmcs(spec: Spec) -> Files:
+    """VMCS field encodings, and the words of guest state."""
+    table, head, row = spec.load("vmcs.toml")
+    prefix = row.name("prefix", "upper")
+    row.done()
+    body: list[str] = []
+    page: list[str] = []
+    fields: list[tuple[Constant, str, str]] = []
+    for block in table.rows("set"):
+        width, kind = block.text("width"), block.text("type")
+        section = block.section()
+        constants: list[Constant] = []
+        for item in block.rows("rows"):
+            constant = Constant(
+                f"{prefix}_{item.name('name', 'upper')}", item.number("encoding"), item.text("text"), item.section(section)
+            )
+            try:
+                real = decode_vmcs(constant.value)[:2]
+            except ValueError as error:
+                item.fail(str(error))
+            if real != (width, kind):
+                item.fail(f"encoding {constant.value:#06x} is a {real[0]} {real[1]} field, not {width} {kind}")
+            item.done()
+            constants.append(constant)
+        block.done()
+        title = f"{width}{'' if width == 'natural' else '-bit'} {kind} fields"
+        body += [*c_title(title, section), *c_defines(constants, 16), ""]
+        page += [f"## {title[:1].upper() + title[1:]} ({section})", ""]
+        page += md_table(
+            ["encoding", "name", "meaning"],
+            [[f"0x{item.value:04X}", item.name.removeprefix(f"{prefix}_"), item.text] for item in constants],
+        )
+        fields += [(constant, width, kind) for constant in constants]
+    groups = read_groups(table)
+    table.done()
+    constants = [constant for constant, _, _ in fields]
+    _defined_once(table, [*constants, *_group_constants(groups)])
+    refuse_duplicates(table, [f"encoding {constant.value:#06x}" for constant in constants], "field with")
+    for group in groups:
+        body += c_group(group)
+        page += md_group(group)
+    body += c_xmacro(
+        "HV_VMCS_LIST",
+        "X (field, bytes, name); natural width is 8 bytes here.",
+        [
+            [constant.name, {"16": "2", "32": "4"}.get(width, "8"), f'"{constant.name.removeprefix(f"{prefix}_")}"']
+            for constant, width, _ in fields
+        ],
+    )
+    python = ["FIELDS: dict[int, tuple[str, str, str]] = {"]
+    python += [
+        f"    0x{constant.value:04X}: ({py_string(constant.name.removeprefix(f'{prefix}_'))}, {py_string(width)}, {py_string(kind)}),"
+        for constant, width, kind in fields
+    ]
+    python += ["}", '"""Fields by encoding: (name, width, type)."""', ""]
+    return {
+        head.header: c_file(head, head.header, body, include_base=False),
+        "vmcs.py": py_file(head, [*python, *_py_groups(groups)]),
+        "Vmcs.md": md_file(head, page),
+    }
 
 
 def msr(spec: Spec) -> Files:
@@ -767,6 +872,9 @@ TABLES: dict[str, Callable[[Spec], Files]] = {
     "vmcb.toml": vmcb,
     "exits.toml": exits,
     "svm_exit.toml": svm_exit,
+    "vmcs.toml": vmcs,
+    "vmx_exit.toml": vmx_exit,
+    "vmx_controls.toml": vmx_controls,
     "msr.toml": msr,
     "cpuid.toml": cpuid,
     "log.toml": log,

@@ -236,7 +236,7 @@ CONSTANTS: dict[str, int] = {
 }
 """Values by their name in C."""
 
-FIELDS: dict[str, tuple[tuple[str, int, int], ...]] = {
+WORDS: dict[str, tuple[tuple[str, int, int], ...]] = {
     "HV_CPUID_FEATURE": (
         ("STATUS", 0, 0),
         ("HYPERCALL", 1, 1),

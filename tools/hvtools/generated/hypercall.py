@@ -19,6 +19,6 @@ CONSTANTS: dict[str, int] = {
 }
 """Values by their name in C."""
 
-FIELDS: dict[str, tuple[tuple[str, int, int], ...]] = {
+WORDS: dict[str, tuple[tuple[str, int, int], ...]] = {
 }
 """Fields of a word, by the prefix of its constants: (name, lowest bit, highest bit)."""

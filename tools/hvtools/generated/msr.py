@@ -239,7 +239,7 @@ CONSTANTS: dict[str, int] = {
 }
 """Values by their name in C."""
 
-FIELDS: dict[str, tuple[tuple[str, int, int], ...]] = {
+WORDS: dict[str, tuple[tuple[str, int, int], ...]] = {
     "HV_EFER": (
         ("SCE", 0, 0),
         ("LME", 8, 8),

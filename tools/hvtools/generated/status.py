@@ -35,7 +35,7 @@ CONSTANTS: dict[str, int] = {
 }
 """Values by their name in C."""
 
-FIELDS: dict[str, tuple[tuple[str, int, int], ...]] = {
+WORDS: dict[str, tuple[tuple[str, int, int], ...]] = {
     "HV_STATUS_NESTED": (
         ("4K", 0, 0),
         ("2M", 1, 1),

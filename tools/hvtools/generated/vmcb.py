@@ -624,7 +624,7 @@ CONSTANTS: dict[str, int] = {
 }
 """Values by their name in C."""
 
-FIELDS: dict[str, tuple[tuple[str, int, int], ...]] = {
+WORDS: dict[str, tuple[tuple[str, int, int], ...]] = {
     "HV_SVM_INTERCEPT3": (
         ("INTR", 0, 0),
         ("NMI", 1, 1),
