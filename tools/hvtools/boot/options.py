@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""The hypervisor's options, checked against the generated table before they reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hvtools.errors import UsageError
+from hvtools.generated.options import MAX_BYTES, OPTIONS, Option
+
+
+def describe(option: Option) -> str:
+    """Give the values that an option takes."""
+    if option.kind == "choice":
+        return "|".join(option.choices)
+    numbers = f"{option.minimum} to {option.maximum}"
+    return f"none or {numbers}" if option.none else numbers
+
+
+def _allowed(option: Option, value: str) -> bool:
+    if option.kind == "choice":
+        return value in option.choices
+    if option.none and value == "none":
+        return True
+    return value.isascii() and value.isdigit() and option.minimum <= int(value) <= option.maximum
+
+
+def check(settings: Mapping[str, str], target: str = "DEBUG") -> None:
+    """Refuse options that the hypervisor does not have.
+
+    Args:
+        settings: values by name.
+        target: the build that gets them.
+
+    Raises:
+        UsageError: a name, value, or all of it together is wrong.
+    """
+    for name, value in settings.items():
+        option = OPTIONS.get(name)
+        if option is None:
+            raise UsageError(f"--set {name}: no such option; there is {', '.join(OPTIONS)}")
+        if not _allowed(option, value):
+            raise UsageError(f"--set {name}={value}: must be {describe(option)}")
+        if option.debug_only and target != "DEBUG":
+            raise UsageError(f"--set {name}: only DEBUG builds have this option")
+    if len(" ".join(f"{name}={value}" for name, value in settings.items())) > MAX_BYTES:
+        raise UsageError(f"--set: all options together are longer than {MAX_BYTES} characters")

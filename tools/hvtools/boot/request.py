@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""What is to be booted: the request, checked before anything is built or started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from hvtools.boot import options
+from hvtools.boot.startup import quoted
+from hvtools.errors import UsageError
+from hvtools.images.fat import check_name
+from hvtools.machines.registry import DEFAULT_PLATFORM, Platform, platform_named
+from hvtools.machines.spec import MachineSpec
+
+DEFAULT_CPUS = 4
+DEFAULT_MEMORY_MIB = 512
+_BASE_SECONDS = 120.0  # a boot takes 8 s on an idle host of two processors; this is for hosts that are not idle
+_SECONDS_PER_CPU = 4.0
+
+
+@dataclass(frozen=True)
+class BootRequest:
+    """One boot; the fields are the options of `hv boot`.
+
+    Attributes:
+        platform: name of the platform.
+        cpus: number of processors.
+        memory_mib: RAM in MiB.
+        hypervisor: load HvDxe.
+        kernel: EFI-stub kernel, None for the pinned one.
+        initrd: initial RAM disk over which the self-check is laid, None for nothing below it.
+        append: further words of the kernel's command line.
+        script: shell script to run as root.
+        application: EFI program to run instead of Linux.
+        added: files for /add, by the path below it.
+        cpu_model: processor in the platform's words.
+        accelerator: accelerator in the platform's words.
+        settings: options of the hypervisor.
+        timeout: seconds for everything, None for the default.
+        target: which build of HvDxe.
+    """
+
+    platform: str = DEFAULT_PLATFORM
+    cpus: int = DEFAULT_CPUS
+    memory_mib: int = DEFAULT_MEMORY_MIB
+    hypervisor: bool = True
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+    script: Path | None = None
+    application: Path | None = None
+    added: Mapping[PurePosixPath, Path] = field(default_factory=dict)
+    cpu_model: str | None = None
+    accelerator: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    timeout: float | None = None
+    target: str = "DEBUG"
+
+    @property
+    def seconds(self) -> float:
+        """The limit of time."""
+        return self.timeout if self.timeout is not None else _BASE_SECONDS + _SECONDS_PER_CPU * self.cpus
+
+    def checked(self) -> Platform:
+        """Refuse what cannot be booted.
+
+        Returns:
+            the platform.
+
+        Raises:
+            UsageError: with one line that says what is wrong.
+        """
+        platform = platform_named(self.platform)
+        try:
+            MachineSpec(self.cpus, self.memory_mib, Path(), Path())
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if self.cpus > 1 and "smp" not in platform.capabilities:
+            raise UsageError(f"{platform.name} has one processor only")
+        for what, path in (
+            ("kernel", self.kernel),
+            ("initial RAM disk", self.initrd),
+            ("script", self.script),
+            ("application", self.application),
+            *(("file to add", path) for path in self.added.values()),
+        ):
+            if path is not None:
+                _check_readable(what, path)
+        if self.application is not None:
+            linux_only = {"script": self.script, "kernel": self.kernel, "initrd": self.initrd, "append": self.append}
+            clash = [name for name, value in linux_only.items() if value]
+            if clash:
+                raise UsageError(f"--run boots no Linux: it does not go with --{clash[0]}")
+        if self.settings and not self.hypervisor:
+            raise UsageError("--set is for the hypervisor: it does not go with --no-hv")
+        if self.timeout is not None and self.timeout <= 0:
+            raise UsageError("--timeout must be more than 0 seconds")
+        options.check(self.settings, self.target)
+        quoted(self.append)
+        for destination in self.added:
+            check_name(destination)
+        return platform
+
+
+def _check_readable(what: str, path: Path) -> None:
+    if not path.exists():
+        raise UsageError(f"the {what} {path} does not exist")
+    if not path.is_file():
+        raise UsageError(f"the {what} {path} is no file")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UsageError(f"the {what} {path} cannot be read: {error.strerror}") from error
+
+
+def parse_added(texts: Iterable[str]) -> dict[PurePosixPath, Path]:
+    """Read `FILE` and `FILE:DESTINATION`.
+
+    Raises:
+        UsageError: two files have one destination.
+    """
+    added: dict[PurePosixPath, Path] = {}
+    for text in texts:
+        source, colon, destination = text.rpartition(":")
+        if not colon or Path(text).is_file():
+            source, destination = text, Path(text).name
+        if not source or not destination:
+            raise UsageError(f"--add {text}: must be FILE or FILE:DESTINATION")
+        path = PurePosixPath(destination)
+        if path in added:
+            raise UsageError(f"--add: both {added[path]} and {source} would be {path}")
+        added[path] = Path(source)
+    return added
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, str]:
+    """Read `OPTION=VALUE`; the last of a name wins.
+
+    Raises:
+        UsageError: there is no value.
+    """
+    settings: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set {text}: must be OPTION=VALUE")
+        settings[name] = value
+    return settings

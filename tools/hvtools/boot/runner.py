@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""Runs a boot: collects the parts, builds the image, drives the machine, reads the result."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hvtools import build, linux, toolchain
+from hvtools.boot import startup
+from hvtools.boot.request import BootRequest
+from hvtools.boot.result import BootRecord, BootResult, evaluate
+from hvtools.boot.startup import Application, Linux, Payload, Prompt
+from hvtools.boot.strategy import BootStrategy, State, StrategyError
+from hvtools.errors import HvError, UsageError
+from hvtools.guest.build import self_check
+from hvtools.images.fat import build_volume
+from hvtools.images.files import check_room
+from hvtools.images.initramfs import build_initramfs
+from hvtools.machines.protocols import Ending
+from hvtools.machines.registry import Listener
+from hvtools.machines.spec import MachineSpec
+
+Observer = Callable[[State, float], None]
+
+IMAGE = "esp.img"
+_INITRD_ROOM = 16 << 20  # bytes for the initial RAM disk without what the user adds
+_RUNS_KEPT = 20
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The files that go onto the system partition; None for those that the request does without."""
+
+    hypervisor: Path | None
+    status: Path | None
+    kernel: Path | None
+    busybox: Path | None
+    check: Path | None
+
+
+def collect(request: BootRequest) -> Parts:
+    """Build and fetch what a request needs.
+
+    Raises:
+        HvError: something cannot be built or fetched.
+    """
+    toolchain.require("boot")
+    hypervisor = status = kernel = busybox = check = None
+    if request.hypervisor:
+        folder = build.ensure_built(request.target).folder
+        hypervisor = _built(folder, startup.HYPERVISOR)
+        if request.application is not None:
+            status = _built(folder, startup.STATUS)
+    if request.application is None:
+        kernel = request.kernel or linux.kernel().path
+        busybox = linux.busybox()
+        check = self_check()
+    return Parts(hypervisor, status, kernel, busybox, check)
+
+
+def _built(folder: Path, name: PurePosixPath) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise HvError(f"the build left no {name} in {folder}")
+    return path
+
+
+def build_image(folder: Path, request: BootRequest, parts: Parts, payload: Payload) -> Path:
+    """Make the system partition of a boot.
+
+    Args:
+        folder: where the image goes.
+        request: what is booted.
+        parts: its files.
+        payload: what the startup script does last.
+
+    Raises:
+        UsageError: no room, or a name that FAT cannot hold.
+    """
+    files: dict[PurePosixPath, Path | bytes] = {
+        startup.STARTUP: startup.startup_script(parts.hypervisor is not None, request.settings, payload).encode("ascii")
+    }
+    if parts.hypervisor is not None:
+        files[startup.HYPERVISOR] = parts.hypervisor
+    if parts.status is not None:
+        files[startup.STATUS] = parts.status
+    if isinstance(payload, Application) and request.application is not None:
+        files[payload.path] = request.application
+    for path, source in request.added.items():
+        files[startup.ADD_FOLDER / path] = source
+    if parts.kernel is not None and parts.busybox is not None and parts.check is not None:
+        own = [request.initrd, request.script, *request.added.values()]
+        check_room(folder, _INITRD_ROOM + sum(path.stat().st_size for path in own if path is not None))
+        initrd = folder / startup.INITRD
+        build_initramfs(initrd, parts.check, parts.busybox, request.script, request.added, request.initrd)
+        files[startup.KERNEL] = parts.kernel
+        files[startup.INITRD] = initrd
+    image = folder / IMAGE
+    build_volume(image, files)
+    return image
+
+
+def payload_of(request: BootRequest) -> Payload:
+    """Say what the startup script does last."""
+    if request.application is not None:
+        return Application(startup.APPLICATION_FOLDER / request.application.name)
+    return Linux(request.append)
+
+
+@contextlib.contextmanager
+def booting(
+    request: BootRequest,
+    folder: Path,
+    payload: Payload | None = None,
+    keep_image: bool = False,
+    restart: bool = False,
+    observer: Observer | None = None,
+    listener: Listener | None = None,
+) -> Iterator[BootStrategy]:
+    """Prepare a boot, and take the machine and the image away at the end, however it comes.
+
+    Args:
+        request: what is booted.
+        folder: for the logs.
+        payload: what the startup script does last, if not what the request says.
+        keep_image: leave the image in `folder`.
+        restart: a reset of the guest restarts the machine and does not end it.
+        observer: called with each state that is reached.
+        listener: called with each piece of console output.
+
+    Yields:
+        the strategy, at state off.
+    """
+    platform = request.checked()
+    payload = payload or payload_of(request)
+    parts = collect(request)
+    with contextlib.ExitStack() as stack:
+        if keep_image:
+            image_folder = folder
+        else:
+            image_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hv-boot-")))
+        image = build_image(image_folder, request, parts, payload)
+        folder.mkdir(parents=True, exist_ok=True)
+        machine = platform.create(
+            MachineSpec(
+                cpus=request.cpus,
+                memory_mib=request.memory_mib,
+                folder=folder,
+                disk=image,
+                cpu_model=request.cpu_model,
+                accelerator=request.accelerator,
+                restart=restart,
+            ),
+            listener,
+        )
+        yield stack.enter_context(BootStrategy(machine, parts.hypervisor is not None, request.seconds, observer))
+
+
+def run(
+    request: BootRequest,
+    folder: Path,
+    keep_image: bool = False,
+    observer: Observer | None = None,
+    listener: Listener | None = None,
+) -> BootResult:
+    """Boot once, to the end.
+
+    Args:
+        request: what is booted.
+        folder: for the logs.
+        keep_image: leave the image in `folder`, too.
+        observer: called with each state that is reached.
+        listener: called with each piece of console output.
+
+    Raises:
+        UsageError: the request cannot be booted.
+        HvError: something cannot be built or fetched. A boot that fails is a result, not an error.
+    """
+    platform = request.checked()
+    with booting(request, folder, keep_image=keep_image, observer=observer, listener=listener) as strategy:
+        error: StrategyError | None = None
+        ending: Ending | None = None
+        try:
+            strategy.transition(State.ROOT)
+            ending = strategy.finish()
+        except StrategyError as failure:
+            error = failure
+        machine = strategy.machine
+        record = BootRecord(
+            vendor=platform.vendor,
+            accelerator=request.accelerator or platform.accelerator,
+            console=machine.console.text(),
+            log=machine.hypervisor_log(),
+            seconds=dict(strategy.seconds),
+            load_status=strategy.load_status,
+            ending=ending,
+            error=error,
+            console_path=machine.spec.console_log,
+            log_path=machine.spec.hypervisor_log,
+        )
+    return evaluate(request, record)
+
+
+def prompt_session(
+    request: BootRequest, folder: Path, restart: bool = False
+) -> contextlib.AbstractContextManager[BootStrategy]:
+    """Prepare a boot whose startup script stops at the shell's prompt, for a test that types.
+
+    Args:
+        request: what is booted.
+        folder: for the logs.
+        restart: a reset of the guest restarts the machine.
+    """
+    return booting(request, folder, payload=Prompt(), restart=restart)
+
+
+def logs_folder(keep: Path | None, workspace: Path = build.ROOT) -> Path:
+    """Make the folder for the logs of a run; of those that nobody asked to keep, the oldest go.
+
+    Args:
+        keep: where the user wants them.
+        workspace: the clone.
+
+    Raises:
+        UsageError: the folder cannot be made.
+    """
+    if keep is None:
+        parent = workspace / "Build" / "Boot"
+        runs = sorted(parent.glob("20*-*")) if parent.is_dir() else []
+        for old in runs[: -_RUNS_KEPT or None]:
+            shutil.rmtree(old, ignore_errors=True)
+        keep = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {keep}: {error.strerror}") from error
+    return keep.absolute()

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""The startup script of the EFI system partition, and the marks by which its progress is followed.
+
+The image boots the same without this tool, by hand or on a board: the script does everything, the marks only tell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from hvtools.errors import UsageError
+from hvtools.generated.options import GUID, VARIABLE
+from hvtools.images.initramfs import INIT
+
+STARTUP = PurePosixPath("startup.nsh")
+HYPERVISOR = PurePosixPath("HvDxe.efi")
+STATUS = PurePosixPath("HvStatus.efi")
+KERNEL = PurePosixPath("vmlinuz.efi")
+INITRD = PurePosixPath("initrd.img")
+APPLICATION_FOLDER = PurePosixPath("run")
+ADD_FOLDER = PurePosixPath("add")
+
+# Without no_timer_check the kernel's test of the timer fails now and then where emulated processors starve.
+KERNEL_COMMAND = ("console=ttyS0,115200", "panic=-1", "no_timer_check", f"rdinit={INIT}")
+
+_MARK = "hvboot:"
+_STATUS_CODE = r"(0x[0-9A-Fa-f]+)"
+AT_SHELL = re.compile(rf"{_MARK} shell\s")
+LOADED = re.compile(rf"{_MARK} load {_STATUS_CODE}")
+KERNEL_RETURNED = re.compile(rf"{_MARK} kernel {_STATUS_CODE}")
+APPLICATION_BEGUN = re.compile(rf"{_MARK} run-begin\s")
+APPLICATION_ENDED = re.compile(rf"{_MARK} run-end {_STATUS_CODE}")
+
+# UEFI Shell 2.2, 3.6.4: the caret takes its meaning from the character behind it.
+_SPECIAL = re.compile(r'([#%^"<>|])')
+
+
+def quoted(text: str) -> str:
+    """Make the shell take `text` as it is.
+
+    Raises:
+        UsageError: it has characters that no line of a script can hold.
+    """
+    if not text.isascii() or not text.isprintable():
+        raise UsageError(f"{text!r}: only printable ASCII characters can be given to the UEFI shell")
+    return _SPECIAL.sub(r"^\1", text)
+
+
+def _path(path: PurePosixPath) -> str:
+    return "fs0:\\" + str(path).replace("/", "\\")
+
+
+@dataclass(frozen=True)
+class Linux:
+    """Boot Linux; `append` are further words of its command line."""
+
+    append: str = ""
+
+
+@dataclass(frozen=True)
+class Application:
+    """Run one EFI program, print the hypervisor's counters, and power off."""
+
+    path: PurePosixPath
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Stop at the shell's prompt."""
+
+
+Payload = Linux | Application | Prompt
+
+
+def options_command(settings: Mapping[str, str]) -> str:
+    """Give the shell command that leaves the hypervisor's options for it."""
+    text = " ".join(f"{name}={value}" for name, value in settings.items())
+    return f'setvar {VARIABLE} -guid {GUID} -nv -bs =S"{quoted(text)}"'
+
+
+def load_command() -> str:
+    """Give the shell command that loads the hypervisor."""
+    return f"load {_path(HYPERVISOR)}"
+
+
+def linux_command(append: str = "") -> str:
+    """Give the shell command that starts the kernel."""
+    words = [_path(KERNEL), f"initrd=\\{INITRD}", *KERNEL_COMMAND]
+    if append.strip():
+        words.append(quoted(append.strip()))
+    return " ".join(words)
+
+
+def startup_script(hypervisor: bool, settings: Mapping[str, str], payload: Payload) -> str:
+    """Write the script.
+
+    Args:
+        hypervisor: load HvDxe first.
+        settings: its options.
+        payload: what follows.
+    """
+    lines = ["@echo -off", "fs0:", f"echo {_MARK} shell"]
+    if hypervisor:
+        if settings:
+            lines.append(options_command(settings))
+        lines += [load_command(), f"echo {_MARK} load %lasterror%"]
+    lines += _payload_lines(payload, hypervisor)
+    return "".join(line + "\r\n" for line in lines)
+
+
+def _payload_lines(payload: Payload, hypervisor: bool) -> Sequence[str]:
+    if isinstance(payload, Linux):
+        return [linux_command(payload.append), f"echo {_MARK} kernel %lasterror%"]
+    if isinstance(payload, Application):
+        lines = [f"echo {_MARK} run-begin", _path(payload.path), f"echo {_MARK} run-end %lasterror%"]
+        if hypervisor:
+            lines.append(_path(STATUS))
+        return [*lines, "reset -s"]
+    return []

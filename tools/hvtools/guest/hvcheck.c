@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: BSD-2-Clause-Patent */
+/*
+ * The self-check of the root guest. As the first program of Linux (process 1) it reads the hypervisor's counters before
+ * anything else, prints what each processor sees, runs a script, and powers off. Called from that script, it prints the
+ * same and says by its exit code whether it is consistent.
+ *
+ * Each line that it prints itself begins with "hvcheck: ", each line of the script with "hvcheck| ".
+ */
+#define _GNU_SOURCE
+#include <cpuid.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/klog.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/signalfd.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <Generated/HvCpuid.h>
+#include <Generated/HvExitKind.h>
+#include <Generated/HvStatus.h>
+
+#define SCRIPT "/hvtools/script"
+#define SHELL "/hvtools/bin/sh"
+#define PATH "PATH=/hvtools/bin:/bin:/sbin:/usr/bin:/usr/sbin"
+#define MAX_CPUS 4096
+
+#define KIND_NAME(kind, name) [kind] = name,
+static const char *const kind_names[HvExitKindCount] = {HV_EXIT_KIND_LIST(KIND_NAME)};
+
+static const char *const vendors[] = {
+    [0] = "none", [HV_CPUID_BACKEND_VMX] = "vmx", [HV_CPUID_BACKEND_SVM] = "svm"};
+#define VENDOR(number) ((number) < sizeof(vendors) / sizeof(vendors[0]) ? vendors[number] : "unknown")
+
+static volatile const uint8_t *live; /* the mapped status page */
+static size_t live_size;
+
+/* One line in one write, so that nothing comes between its parts. */
+__attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
+{
+	char line[2048];
+	va_list arguments;
+	size_t done = 0;
+	int length;
+
+	va_start(arguments, format);
+	length = vsnprintf(line, sizeof(line) - 1, format, arguments);
+	va_end(arguments);
+	if (length < 0)
+		return;
+	if ((size_t)length > sizeof(line) - 2)
+		length = sizeof(line) - 2;
+	line[length++] = '\n';
+	while (done < (size_t)length) {
+		ssize_t step = write(STDOUT_FILENO, line + done, (size_t)length - done);
+
+		if (step < 0 && errno != EINTR && errno != EAGAIN)
+			return;
+		if (step > 0)
+			done += (size_t)step;
+	}
+}
+
+/* The signature of the hypervisor leaf; bytes that a key=value line cannot hold become dots. */
+static void get_signature(char text[13], uint32_t *last)
+{
+	uint32_t registers[4];
+
+	__cpuid(HV_CPUID_40000000, registers[0], registers[1], registers[2], registers[3]);
+	memcpy(text, &registers[1], 12);
+	for (int i = 0; i < 12; i++)
+		if (text[i] <= ' ' || text[i] > '~')
+			text[i] = '.';
+	text[12] = 0;
+	*last = registers[0];
+}
+
+/* Maps the status page. NULL, or a reason why there is none. */
+static const char *map_status(void)
+{
+	char signature[13];
+	uint32_t last, low, high, size, unused;
+	void *page;
+	int memory;
+
+	if (live != NULL)
+		return NULL;
+	get_signature(signature, &last);
+	if (strcmp(signature, HV_CPUID_SIGNATURE) != 0)
+		return "no-hypervisor";
+	if (last < HV_CPUID_40000002)
+		return "no-status-leaf";
+	__cpuid(HV_CPUID_40000002, low, high, size, unused);
+	if (size < sizeof(HV_STATUS_HEADER))
+		return "no-status-page";
+	memory = open("/dev/mem", O_RDONLY | O_CLOEXEC);
+	if (memory < 0)
+		return "no-dev-mem";
+	page = mmap(NULL, size, PROT_READ, MAP_SHARED, memory, (off_t)((uint64_t)high << 32 | low));
+	close(memory);
+	if (page == MAP_FAILED)
+		return "not-mapped";
+	if (((const HV_STATUS_HEADER *)page)->Signature != HV_STATUS_SIGNATURE ||
+	    ((const HV_STATUS_HEADER *)page)->Version != HV_STATUS_VERSION) {
+		munmap(page, size);
+		return "wrong-signature-or-version";
+	}
+	live = page;
+	live_size = size;
+	return NULL;
+}
+
+/* A copy of the status page, or NULL. */
+static uint8_t *copy_status(void)
+{
+	uint8_t *copy;
+
+	if (live == NULL)
+		return NULL;
+	copy = malloc(live_size);
+	if (copy != NULL)
+		memcpy(copy, (const void *)live, live_size);
+	return copy;
+}
+
+/* Whether the arrays behind the header are inside of what was mapped. */
+static bool rows_fit(const uint8_t *copy)
+{
+	const HV_STATUS_HEADER *status = (const void *)copy;
+
+	return status->KindCount <= HV_EXIT_KIND_MAX && status->CpuCount <= MAX_CPUS &&
+	       HV_STATUS_BYTES(status->CpuCount) <= live_size;
+}
+
+static void print_rows(const char *when, const uint8_t *copy, size_t offset)
+{
+	const HV_STATUS_HEADER *status = (const void *)copy;
+	const uint64_t *row = (const void *)(copy + offset);
+
+	for (uint32_t cpu = 0; cpu < status->CpuCount; cpu++, row += HV_EXIT_KIND_MAX) {
+		char text[HV_EXIT_KIND_MAX * 44] = "";
+		size_t used = 0;
+		uint64_t total = 0;
+
+		for (uint32_t kind = 0; kind < status->KindCount; kind++) {
+			char number[24];
+
+			if (row[kind] == 0)
+				continue;
+			total += row[kind];
+			snprintf(number, sizeof(number), "kind-%u", kind);
+			used += (size_t)snprintf(text + used, sizeof(text) - used, " %s=%llu",
+						 kind < HvExitKindCount ? kind_names[kind] : number,
+						 (unsigned long long)row[kind]);
+		}
+		say("hvcheck: exits when=%s cpu=%u%s total=%llu", when, cpu, text, (unsigned long long)total);
+	}
+}
+
+static void print_status(const uint8_t *copy)
+{
+	const HV_STATUS_HEADER *status = (const void *)copy;
+	char sizes[16] = "";
+
+	if (status->NestedPageSizes & HV_STATUS_NESTED_4K)
+		strcat(sizes, "4k,");
+	if (status->NestedPageSizes & HV_STATUS_NESTED_2M)
+		strcat(sizes, "2m,");
+	if (status->NestedPageSizes & HV_STATUS_NESTED_1G)
+		strcat(sizes, "1g,");
+	if (sizes[0] == 0)
+		strcpy(sizes, "none,");
+	sizes[strlen(sizes) - 1] = 0;
+	say("hvcheck: status version=%u vendor=%s cpus=%u kinds=%u virtualised=%u reserved=%llu nested=%llu "
+	    "page_sizes=%s boot_done=%llu",
+	    status->Version, VENDOR(status->Vendor), status->CpuCount, status->KindCount, status->Virtualised,
+	    (unsigned long long)status->ReservedBytes, (unsigned long long)status->NestedBytes, sizes,
+	    (unsigned long long)status->BootDone);
+}
+
+/* What the processor sees that this runs on. Returns whether it is under HvPkg; *consistent loses what contradicts. */
+static bool print_cpu(const char *when, unsigned cpu, bool *consistent)
+{
+	uint32_t a, b, c, d, last, apic;
+	uint32_t interface = 0, features = 0, backend = 0, index = 0;
+	char signature[13];
+	bool ours, svm = false, vmx;
+
+	__cpuid(HV_CPUID_1, a, b, c, d);
+	apic = (b & HV_CPUID_1_EBX_APIC_ID_MASK) >> HV_CPUID_1_EBX_APIC_ID_SHIFT;
+	vmx = (c & HV_CPUID_1_ECX_VMX) != 0;
+	__cpuid(HV_CPUID_0, a, b, c, d);
+	if (a >= 0xB) {
+		__cpuid_count(0xB, 0, a, b, c, d); /* extended topology: EDX is the whole x2APIC id */
+		if (b != 0)
+			apic = d;
+	}
+	__cpuid(0x80000000, a, b, c, d);
+	if (a >= HV_CPUID_80000001) {
+		__cpuid(HV_CPUID_80000001, a, b, c, d);
+		svm = (c & HV_CPUID_80000001_ECX_SVM) != 0;
+	}
+	get_signature(signature, &last);
+	ours = strcmp(signature, HV_CPUID_SIGNATURE) == 0;
+	if (ours)
+		__cpuid(HV_CPUID_40000001, interface, features, backend, index);
+	say("hvcheck: cpu when=%s id=%u apic=%u signature=%s interface=%u features=0x%x backend=%s index=%u svm=%u vmx=%u",
+	    when, cpu, apic, signature, interface, features, VENDOR(backend), index, svm, vmx);
+	if (ours && (svm || vmx))
+		*consistent = false;
+	return ours;
+}
+
+/* Calls print_cpu on each processor that is online. Returns whether all of them say the same. */
+static bool print_cpus(const char *when)
+{
+	size_t bytes = CPU_ALLOC_SIZE(MAX_CPUS);
+	cpu_set_t *before = CPU_ALLOC(MAX_CPUS), *one = CPU_ALLOC(MAX_CPUS);
+	bool consistent = true;
+	unsigned online = 0, ours = 0;
+
+	if (before == NULL || one == NULL || sched_getaffinity(0, bytes, before) != 0)
+		return false;
+	for (unsigned cpu = 0; cpu < MAX_CPUS; cpu++) {
+		if (!CPU_ISSET_S(cpu, bytes, before))
+			continue;
+		CPU_ZERO_S(bytes, one);
+		CPU_SET_S(cpu, bytes, one);
+		if (sched_setaffinity(0, bytes, one) != 0) {
+			say("hvcheck: error what=affinity cpu=%u errno=%d", cpu, errno);
+			consistent = false;
+			continue;
+		}
+		online++;
+		ours += print_cpu(when, cpu, &consistent);
+	}
+	sched_setaffinity(0, bytes, before);
+	CPU_FREE(before);
+	CPU_FREE(one);
+	return consistent && online != 0 && (ours == 0 || ours == online);
+}
+
+static bool check(const char *when)
+{
+	bool consistent = print_cpus(when);
+	const char *reason = map_status();
+	uint8_t *copy = copy_status();
+
+	if (copy != NULL && rows_fit(copy)) {
+		print_status(copy);
+		print_rows(when, copy, HV_STATUS_EXITS_OFFSET(((const HV_STATUS_HEADER *)(const void *)copy)->CpuCount));
+	} else {
+		say("hvcheck: no-status reason=%s", reason != NULL ? reason : "does-not-fit");
+		if (reason == NULL || strcmp(reason, "no-hypervisor") != 0)
+			consistent = false;
+	}
+	free(copy);
+	return consistent;
+}
+
+/* Passes the script's output on, each line with its mark; keeps what has no end yet. */
+static void pass_on(int from, char *line, size_t size, size_t *used)
+{
+	char bytes[4096];
+	ssize_t count;
+
+	while ((count = read(from, bytes, sizeof(bytes))) > 0) {
+		for (ssize_t i = 0; i < count; i++) {
+			if (bytes[i] == '\n' || *used == size - 1) {
+				line[*used] = 0;
+				say("hvcheck| %s", line);
+				*used = 0;
+				if (bytes[i] == '\n')
+					continue;
+			}
+			if (bytes[i] != 0)
+				line[(*used)++] = bytes[i];
+		}
+	}
+}
+
+/* Runs the script and returns its exit code as a shell gives it. */
+static int run_script(void)
+{
+	char line[1024];
+	size_t used = 0;
+	int ends[2], status = 0;
+	sigset_t child_signal;
+	int signals;
+	pid_t script;
+
+	sigemptyset(&child_signal);
+	sigaddset(&child_signal, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &child_signal, NULL);
+	signals = signalfd(-1, &child_signal, SFD_CLOEXEC);
+	if (signals < 0 || pipe2(ends, O_CLOEXEC) != 0)
+		return 126;
+	script = fork();
+	if (script < 0)
+		return 126;
+	if (script == 0) {
+		int nothing = open("/dev/null", O_RDONLY);
+		char *const arguments[] = {"sh", SCRIPT, NULL};
+		char *const environment[] = {PATH, "HOME=/root", "TERM=dumb", NULL};
+
+		sigprocmask(SIG_UNBLOCK, &child_signal, NULL);
+		setsid();
+		dup2(nothing, STDIN_FILENO);
+		dup2(ends[1], STDOUT_FILENO);
+		dup2(ends[1], STDERR_FILENO);
+		execve(SHELL, arguments, environment);
+		_exit(127);
+	}
+	close(ends[1]);
+	fcntl(ends[0], F_SETFL, O_NONBLOCK);
+	for (bool runs = true; runs;) {
+		struct pollfd events[] = {{.fd = ends[0], .events = POLLIN}, {.fd = signals, .events = POLLIN}};
+		struct signalfd_siginfo information;
+		pid_t child;
+		int child_status;
+
+		if (poll(events, 2, -1) < 0 && errno != EINTR)
+			break;
+		if ((events[1].revents & POLLIN) && read(signals, &information, sizeof(information)) < 0)
+			break;
+		while ((child = waitpid(-1, &child_status, WNOHANG)) > 0) {
+			if (child == script) {
+				status = child_status;
+				runs = false;
+			}
+		}
+		pass_on(ends[0], line, sizeof(line), &used);
+		if (runs && (events[0].revents & POLLHUP) && !(events[0].revents & POLLIN)) {
+			/* It closed its output but still runs. */
+			while (waitpid(script, &status, 0) < 0 && errno == EINTR)
+				;
+			runs = false;
+		}
+	}
+	close(ends[0]);
+	close(signals);
+	if (used != 0) {
+		line[used] = 0;
+		say("hvcheck| %s", line);
+	}
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static void init(void)
+{
+	uint8_t *first;
+	struct utsname kernel;
+
+	/* The counters first: what comes later is this program's own doing. */
+	map_status();
+	first = copy_status();
+
+	uname(&kernel);
+	say("hvcheck: init version=1 kernel=%s online=%ld", kernel.release, sysconf(_SC_NPROCESSORS_ONLN));
+	mount("proc", "/proc", "proc", 0, NULL);
+	mount("sysfs", "/sys", "sysfs", 0, NULL);
+	mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
+	klogctl(8, NULL, 4); /* the kernel's notes stay in its log, its errors still come to the console */
+	say("hvcheck: online count=%ld", sysconf(_SC_NPROCESSORS_ONLN));
+	if (first != NULL && rows_fit(first)) {
+		const HV_STATUS_HEADER *status = (const void *)first;
+
+		if (status->BootDone)
+			print_rows("boot", first, HV_STATUS_AT_EXIT_BOOT_SERVICES_OFFSET(status->CpuCount));
+		print_rows("init", first, HV_STATUS_EXITS_OFFSET(status->CpuCount));
+	}
+	check("start");
+	if (access(SCRIPT, F_OK) == 0) {
+		int code;
+
+		say("hvcheck: script-begin");
+		code = run_script();
+		say("hvcheck: script-end exit=%d", code);
+	}
+	check("end");
+	say("hvcheck: done");
+	sync();
+	reboot(RB_POWER_OFF);
+	for (;;)
+		pause();
+}
+
+int main(void)
+{
+	if (getpid() == 1)
+		init();
+	return check("now") ? 0 : 1;
+}

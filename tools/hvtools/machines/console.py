@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""A serial console on a socket, as a pexpect session."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pexpect
+from pexpect.fdpexpect import fdspawn
+
+from hvtools.machines.protocols import ConsoleClosedError, ConsoleTimeoutError
+
+# ECMA-48 5.4: CSI, parameter bytes, intermediate bytes, final byte; and two-byte escapes.
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-Z\\-_]|[\x00\x07\x08\x0e\x0f\x7f]")
+_WINDOW = 8192  # characters searched again when more arrive; longer than any awaited text
+
+
+def clean(text: str) -> str:
+    """Take terminal control sequences and carriage returns out of console output."""
+    return _CONTROL.sub("", text).replace("\r", "")
+
+
+def last_lines(text: str, count: int) -> list[str]:
+    """Give the last `count` lines of console output that are not blank."""
+    return [line.rstrip() for line in clean(text).splitlines() if line.strip()][-count:]
+
+
+class _Echo:
+    """Passes console output on to a listener, in the shape of the file that pexpect wants."""
+
+    def __init__(self, listener: Callable[[str], None]) -> None:
+        self._listener = listener
+
+    def write(self, text: str) -> None:
+        self._listener(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+class SerialConsole:
+    """The console of a machine that has already a socket, before its first instruction."""
+
+    def __init__(self, endpoint: socket.socket, log: Path, listener: Callable[[str], None] | None = None) -> None:
+        """Attach to `endpoint`.
+
+        Args:
+            endpoint: connected stream socket; owned by the console from here on.
+            log: file into which the other side records everything that it sends.
+            listener: called with each piece of output.
+        """
+        self._log = log
+        self._endpoint = endpoint
+        self._session = fdspawn(
+            endpoint.fileno(),
+            maxread=65536,
+            searchwindowsize=_WINDOW,
+            encoding="utf-8",
+            codec_errors="replace",
+            use_poll=True,
+        )
+        if listener is not None:
+            self._session.logfile_read = _Echo(listener)
+
+    def expect(self, patterns: Sequence[re.Pattern[str]], timeout: float) -> tuple[int, re.Match[str]]:
+        """Wait for one of `patterns`.
+
+        Args:
+            patterns: compiled expressions; of those that are there the leftmost in the output wins.
+            timeout: seconds.
+
+        Raises:
+            ConsoleTimeoutError: none came in time.
+            ConsoleClosedError: the machine ended first.
+        """
+        wanted = " or ".join(repr(pattern.pattern) for pattern in patterns)
+        try:
+            index = self._session.expect_list(list(patterns), timeout=max(timeout, 0))
+        except pexpect.TIMEOUT:
+            raise ConsoleTimeoutError(f"nothing like {wanted} on the console within {timeout:.0f} s") from None
+        except (pexpect.EOF, ConnectionError):
+            raise ConsoleClosedError(f"the machine ended while {wanted} was awaited") from None
+        match = self._session.match
+        assert isinstance(match, re.Match)
+        return index, match
+
+    def drain(self, timeout: float) -> bool:
+        """Read until the other side closes; False when it did not within `timeout` seconds."""
+        end = time.monotonic() + timeout
+        try:
+            self._session.expect_exact([pexpect.EOF], timeout=max(end - time.monotonic(), 0))
+        except pexpect.TIMEOUT:
+            return False
+        except ConnectionError:
+            pass
+        return True
+
+    def send(self, text: str) -> None:
+        """Type `text`.
+
+        Raises:
+            ConsoleClosedError: nobody listens any more.
+        """
+        try:
+            self._session.send(text)
+        except OSError as error:
+            raise ConsoleClosedError(f"the machine ended while {text!r} was typed") from error
+
+    def text(self) -> str:
+        """Give everything since power-on, without terminal control sequences."""
+        if not self._log.exists():
+            return ""
+        return clean(self._log.read_text("utf-8", "replace"))
+
+    def tail(self, lines: int) -> list[str]:
+        """Give the last `lines` lines that are not blank."""
+        return last_lines(self.text(), lines)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._endpoint.close()

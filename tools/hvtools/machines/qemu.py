@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""QEMU: machine specifications to arguments, and machines that run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvtools.errors import HvError, UsageError
+from hvtools.machines.console import SerialConsole
+from hvtools.machines.protocols import Cause, Ending, MachineError
+from hvtools.machines.qmp import QmpMonitor
+from hvtools.machines.spec import MachineSpec
+
+EMULATOR = "qemu-system-x86_64"
+DEFAULT_ACCELERATOR = "tcg,thread=single"
+# An EPYC with what this project needs. Without MONITOR/MWAIT, because the firmware parks its processors in MWAIT
+# from ExitBootServices on, and an emulated MWAIT burns a whole host processor for each.
+DEFAULT_CPU = "EPYC,+svm,+npt,+vgif,-monitor"
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_DEBUG_PORT = 0x402
+_END_SECONDS = 10.0  # from the end of the console to the end of the process
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """An OVMF image in two parts, each a flash device."""
+
+    code: Path = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+    variables: Path = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+
+
+@dataclass(frozen=True)
+class Wires:
+    """Descriptors of connected stream sockets that the emulator inherits."""
+
+    console: int
+    monitor: int
+
+
+def _option(*fields: str, **values: object) -> str:
+    """Join an option's fields; a comma inside a value is doubled, as QEMU wants it."""
+    parts = list(fields)
+    parts += [f"{name}={str(value).replace(',', ',,')}" for name, value in values.items()]
+    return ",".join(parts)
+
+
+def qemu_arguments(spec: MachineSpec, firmware: Firmware, wires: Wires) -> list[str]:
+    """Turn a specification into QEMU's arguments, without the program's name.
+
+    The processors are stopped at first (-S). Disk and variables are written to snapshots, so that their files stay as
+    they are. The second serial port and the debug port go to files, resets and triple faults to the emulator's log.
+    """
+    arguments = ["-nodefaults", "-no-user-config", "-display", "none", "-S"]
+    arguments += ["-machine", "q35"]
+    arguments += ["-accel", spec.accelerator or DEFAULT_ACCELERATOR]
+    arguments += ["-cpu", spec.cpu_model or DEFAULT_CPU]
+    arguments += ["-smp", str(spec.cpus)]
+    arguments += ["-m", f"{spec.memory_mib}M"]
+    arguments += ["-action", f"reboot={'reset' if spec.restart else 'shutdown'},shutdown=poweroff"]
+    flash = {"if": "pflash", "format": "raw"}
+    arguments += ["-drive", _option(**flash, unit=0, readonly="on", file=firmware.code)]
+    arguments += ["-drive", _option(**flash, unit=1, snapshot="on", file=firmware.variables)]
+    arguments += ["-drive", _option(**{"if": "none"}, id="esp", format="raw", snapshot="on", file=spec.disk)]
+    arguments += ["-device", "virtio-blk-pci,drive=esp"]
+    arguments += ["-chardev", _option("socket", id="console", fd=wires.console, logfile=spec.console_log)]
+    arguments += ["-serial", "chardev:console"]
+    arguments += ["-chardev", _option("file", id="second", path=spec.second_serial_log)]
+    arguments += ["-serial", "chardev:second"]
+    arguments += ["-chardev", _option("file", id="debug", path=spec.hypervisor_log)]
+    arguments += ["-device", f"isa-debugcon,iobase={_DEBUG_PORT:#x},chardev=debug"]
+    arguments += ["-chardev", _option("socket", id="monitor", fd=wires.monitor)]
+    arguments += ["-mon", "chardev=monitor,mode=control"]
+    arguments += ["-d", "cpu_reset", "-D", str(spec.emulator_log)]
+    return arguments
+
+
+def ending_of(events: Sequence[dict[str, object]], emulator_log: str, status: int, errors: str) -> Ending:
+    """Conclude from what an emulator left how its machine ended.
+
+    Args:
+        events: QMP events in order.
+        emulator_log: what `-d cpu_reset` recorded.
+        status: return code of the process, negative for a signal.
+        errors: its standard error.
+    """
+    reasons = []
+    for event in events:
+        data = event.get("data")
+        if event.get("event") == "SHUTDOWN" and isinstance(data, dict):
+            reasons.append(str(data.get("reason")))
+    reason = reasons[-1] if reasons else ""
+    if reason == "guest-shutdown":
+        return Ending(Cause.POWEROFF, "powered off")
+    if reason == "guest-reset":
+        # The emulator reports a triple fault as any other reset; its log tells them apart.
+        if "Triple fault" in emulator_log:
+            return Ending(Cause.TRIPLE_FAULT, "a processor had a triple fault")
+        return Ending(Cause.REBOOT, "reset")
+    last = next((line for line in reversed(errors.splitlines()) if line.strip()), "no message")
+    if status < 0:
+        return Ending(Cause.CRASHED, f"the emulator died of {signal.Signals(-status).name}: {last}")
+    return Ending(Cause.CRASHED, f"the emulator ended with status {status}: {last}")
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """Give a function for the child that ties its life to the life of `parent`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def tie() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
+
+    return tie
+
+
+class QemuPower:
+    """The switch of a QEMU machine."""
+
+    def __init__(self, machine: QemuMachine) -> None:
+        """Belong to `machine`."""
+        self._machine = machine
+
+    def on(self) -> None:
+        """Start the emulator, processors stopped, console and monitor connected."""
+        self._machine.start()
+
+    def off(self) -> None:
+        """Kill the emulator, if it runs."""
+        self._machine.kill()
+
+    def wait(self, timeout: float) -> Ending:
+        """Wait at most `timeout` seconds for the end.
+
+        Raises:
+            MachineError: it still runs.
+        """
+        return self._machine.wait(timeout)
+
+
+class QemuMachine:
+    """One QEMU process and the ends of its wires."""
+
+    def __init__(
+        self, spec: MachineSpec, listener: Callable[[str], None] | None = None, firmware: Firmware | None = None
+    ) -> None:
+        """Describe the machine; nothing runs yet.
+
+        Args:
+            spec: what it is made of.
+            listener: called with each piece of console output.
+            firmware: the OVMF image, the distribution's if none is given.
+        """
+        self._spec = spec
+        self._listener = listener
+        self._firmware = firmware or Firmware()
+        self._power = QemuPower(self)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._console: SerialConsole | None = None
+        self._monitor: QmpMonitor | None = None
+        self._ending: Ending | None = None
+
+    @property
+    def spec(self) -> MachineSpec:
+        """What it is made of."""
+        return self._spec
+
+    @property
+    def power(self) -> QemuPower:
+        """Its switch."""
+        return self._power
+
+    @property
+    def console(self) -> SerialConsole:
+        """Its first serial port.
+
+        Raises:
+            MachineError: it was never switched on.
+        """
+        if self._console is None:
+            raise MachineError("the machine is off")
+        return self._console
+
+    @property
+    def monitor(self) -> QmpMonitor:
+        """The view from outside.
+
+        Raises:
+            MachineError: it was never switched on.
+        """
+        if self._monitor is None:
+            raise MachineError("the machine is off")
+        return self._monitor
+
+    @property
+    def pid(self) -> int | None:
+        """Number of the emulator's process while it runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def hypervisor_log(self) -> str:
+        """Give the hypervisor's log so far."""
+        if not self._spec.hypervisor_log.exists():
+            return ""
+        return self._spec.hypervisor_log.read_text("utf-8", "replace")
+
+    def start(self) -> None:
+        """Start the emulator.
+
+        Raises:
+            HvError: the emulator or its firmware is not installed.
+            UsageError: the emulator refuses the machine (an unknown processor model, an impossible accelerator).
+        """
+        if self._process is not None:
+            raise MachineError("the machine was already switched on once")
+        program = shutil.which(EMULATOR)
+        if program is None:
+            raise HvError(f"{EMULATOR} is not installed: run `hv setup`")
+        for part in (self._firmware.code, self._firmware.variables):
+            if not part.is_file():
+                raise HvError(f"the firmware {part} is not there: run `hv setup`")
+        console, console_far = socket.socketpair()
+        monitor, monitor_far = socket.socketpair()
+        with console_far, monitor_far, self._spec.emulator_errors.open("wb") as errors:
+            wires = Wires(console_far.fileno(), monitor_far.fileno())
+            self._process = subprocess.Popen(
+                [program, *qemu_arguments(self._spec, self._firmware, wires)],
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                pass_fds=(wires.console, wires.monitor),
+                start_new_session=True,  # Ctrl-C is for us; we end the emulator in our own order
+                preexec_fn=_die_with(os.getpid()),
+            )
+        self._console = SerialConsole(console, self._spec.console_log, self._listener)
+        self._monitor = QmpMonitor(monitor)
+        try:
+            self._monitor.connect()
+        except MachineError:
+            if self._process_ends(_END_SECONDS):
+                raise UsageError(f"the emulator refuses this machine: {self._complaint()}") from None
+            raise
+
+    def _complaint(self) -> str:
+        """Give the emulator's last line that is not a mere warning, without the program's name."""
+        text = self._spec.emulator_errors.read_text("utf-8", "replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip() and " warning: " not in line]
+        return lines[-1].removeprefix(f"{EMULATOR}: ") if lines else "it says nothing"
+
+    def _process_ends(self, timeout: float) -> bool:
+        assert self._process is not None
+        try:
+            self._process.wait(max(timeout, 0))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def wait(self, timeout: float) -> Ending:
+        """Wait at most `timeout` seconds for the machine's own end.
+
+        Raises:
+            MachineError: it still runs.
+        """
+        if self._ending is not None:
+            return self._ending
+        # The console is read meanwhile: an emulator whose console nobody reads stands still.
+        if not self.console.drain(timeout) or not self._process_ends(_END_SECONDS):
+            raise MachineError(f"the machine did not end within {timeout:.0f} s")
+        assert self._process is not None
+        events = self.monitor.close()
+        log = self._spec.emulator_log
+        self._ending = ending_of(
+            events,
+            log.read_text("utf-8", "replace") if log.exists() else "",
+            self._process.returncode,
+            self._spec.emulator_errors.read_text("utf-8", "replace"),
+        )
+        return self._ending
+
+    def kill(self) -> None:
+        """End the emulator now."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+            self._ending = self._ending or Ending(Cause.KILLED, "switched off")
+        if self._monitor is not None:
+            self._monitor.close()
+        if self._console is not None:
+            self._console.close()

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""QEMU's machine protocol as plain calls, for one machine and one thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
+
+from hvtools.machines.protocols import MachineError
+
+T = TypeVar("T")
+
+_ANSWER_SECONDS = 30.0  # an emulator that starves on a loaded host still answers within this
+
+# A machine that ends closes the connection: its normal end, not something to print.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+
+class QmpMonitor:
+    """One connection, with a loop of its own that runs only inside the calls."""
+
+    def __init__(self, endpoint: socket.socket) -> None:
+        """Take a connected stream socket; it is owned by the monitor from here on."""
+        self._endpoint = endpoint
+        self._loop = asyncio.new_event_loop()
+        self._client = QMPClient("hv")
+        self._events = EventListener()
+        self._client.register_listener(self._events)
+        self._seen: list[dict[str, Any]] = []
+
+    def _run(self, action: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(asyncio.wait_for(action, _ANSWER_SECONDS))
+
+    def connect(self) -> None:
+        """Greet the emulator.
+
+        Raises:
+            MachineError: it does not answer.
+        """
+        try:
+            self._run(self._client.connect(self._endpoint))
+        except (ConnectError, QMPError, OSError, EOFError, TimeoutError) as error:
+            raise MachineError("the emulator does not answer on its monitor") from error
+
+    def resume(self) -> None:
+        """Let the processors run.
+
+        Raises:
+            MachineError: the emulator is gone or refuses.
+        """
+        self.execute("cont")
+
+    def execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
+        """Run a QMP command and give what it returns.
+
+        Raises:
+            MachineError: the emulator is gone or refuses.
+        """
+        try:
+            return self._run(self._client.execute(command, arguments))
+        except (ExecuteError, QMPError, OSError, EOFError, TimeoutError) as error:
+            raise MachineError(f"the emulator refused {command}: {error}") from error
+
+    def accelerator(self) -> str:
+        """Say whether the emulator translates or uses KVM."""
+        answer = self.execute("query-kvm")
+        return "kvm" if isinstance(answer, dict) and answer.get("enabled") else "tcg"
+
+    async def _finish(self) -> None:
+        try:
+            await self._client.disconnect()
+        except (QMPError, OSError, EOFError):
+            pass  # the emulator closed first
+        while not self._events.empty():
+            self._seen.append(dict(await self._events.get()))
+
+    def close(self) -> list[dict[str, Any]]:
+        """Read what the emulator still had to say, and let go of it.
+
+        Returns:
+            every event of the machine's life, in order.
+        """
+        if not self._loop.is_closed():
+            try:
+                self._run(self._finish())
+            except TimeoutError:
+                pass
+            for task in asyncio.all_tasks(self._loop):
+                task.cancel()
+            self._loop.run_until_complete(asyncio.sleep(0))
+            self._loop.close()
+            self._endpoint.close()
+        return self._seen

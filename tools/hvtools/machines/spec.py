@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""What a machine is made of, without a word about which emulator or board provides it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_CPUS = 255  # xAPIC ids are 8 bits wide and 0xFF is the broadcast
+MIN_MEMORY_MIB = 128  # OVMF with its reserved regions, one kernel and its initial RAM disk
+MAX_MEMORY_MIB = 1 << 20  # 1 TiB: the 40 address bits that the emulated processors have
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """One machine.
+
+    Attributes:
+        cpus: number of logical processors, 1 to MAX_CPUS.
+        memory_mib: RAM in MiB.
+        folder: the run's folder; the machine writes its logs there and nowhere else.
+        disk: image of the disk that the firmware boots from; never modified.
+        cpu_model: model and flags in the platform's own words, None for the platform's default.
+        accelerator: how the platform executes code, in its own words, None for the platform's default.
+        restart: a guest's reset restarts the machine; otherwise it ends it.
+    """
+
+    cpus: int
+    memory_mib: int
+    folder: Path
+    disk: Path
+    cpu_model: str | None = None
+    accelerator: str | None = None
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no platform can build.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        if not 1 <= self.cpus <= MAX_CPUS:
+            raise ValueError(f"{self.cpus} CPUs: must be 1 to {MAX_CPUS}")
+        if not MIN_MEMORY_MIB <= self.memory_mib <= MAX_MEMORY_MIB:
+            raise ValueError(f"{self.memory_mib} MiB of memory: must be {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")
+
+    @property
+    def console_log(self) -> Path:
+        """Everything that came over the console, byte for byte."""
+        return self.folder / "console.log"
+
+    @property
+    def hypervisor_log(self) -> Path:
+        """The hypervisor's own lines."""
+        return self.folder / "hypervisor.log"
+
+    @property
+    def second_serial_log(self) -> Path:
+        """The second serial port: the hypervisor's lines among the firmware's copy of its console."""
+        return self.folder / "serial2.log"
+
+    @property
+    def emulator_log(self) -> Path:
+        """What the platform itself recorded (processor resets, triple faults)."""
+        return self.folder / "emulator.log"
+
+    @property
+    def emulator_errors(self) -> Path:
+        """What the platform's program wrote to its standard error."""
+        return self.folder / "emulator.err"

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""`hv boot`: one machine, from power-on to its end."""
+
+from pathlib import Path
+
+import click
+
+from hvtools import build, report
+from hvtools.boot import progress, runner
+from hvtools.boot.options import describe
+from hvtools.boot.request import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, BootRequest, parse_added, parse_settings
+from hvtools.errors import HvError
+from hvtools.generated.options import OPTIONS
+from hvtools.machines.registry import DEFAULT_PLATFORM, PLATFORMS
+
+_FILE = click.Path(path_type=Path)
+_OPTIONS_TEXT = "\n".join(
+    f"  {name}={describe(option)} (default {option.default}): {option.text}{'; DEBUG builds' * option.debug_only}"
+    for name, option in OPTIONS.items()
+)
+
+
+@click.command(
+    "boot",
+    epilog=f"\b\nOptions of the hypervisor for --set:\n{_OPTIONS_TEXT}",
+)
+@click.option("--on", "platform", metavar="PLATFORM", default=DEFAULT_PLATFORM, help=f"{', '.join(PLATFORMS)}.")
+@click.option("--cpus", type=int, default=DEFAULT_CPUS, metavar="N", help=f"Processors ({DEFAULT_CPUS}).")
+@click.option(
+    "--memory", type=int, default=DEFAULT_MEMORY_MIB, metavar="MIB", help=f"RAM in MiB ({DEFAULT_MEMORY_MIB})."
+)
+@click.option("--no-hv", is_flag=True, help="Boot without HvDxe, for comparison.")
+@click.option("--kernel", type=_FILE, metavar="F", help="EFI-stub kernel instead of the pinned one.")
+@click.option("--initrd", type=_FILE, metavar="F", help="Initial RAM disk below the self-check.")
+@click.option("--append", default="", metavar="S", help="More of the kernel's command line.")
+@click.option("--script", type=_FILE, metavar="F", help="Shell script to run as root in Linux; its exit code counts.")
+@click.option("--run", "application", type=_FILE, metavar="F.efi", help="EFI program to run instead of Linux.")
+@click.option("--add", "added", multiple=True, metavar="F[:DEST]", help="File for /add, on the ESP and in Linux.")
+@click.option("--cpu", "cpu_model", metavar="SPEC", help="The emulator's processor model and flags.")
+@click.option("--accel", "accelerator", metavar="SPEC", help="The emulator's accelerator, e.g. tcg,thread=multi.")
+@click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="Option of the hypervisor, see below.")
+@click.option(
+    "--target", type=click.Choice(build.TARGETS, case_sensitive=False), default="DEBUG", help="Build of HvDxe (DEBUG)."
+)
+@click.option("--timeout", type=float, metavar="S", help="Seconds for all of it (120 and 4 for each processor).")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="F", help="Write a result."
+)
+@click.option("--keep", type=_FILE, metavar="DIR", help="Folder for all logs and the image.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the machine's console while it runs.")
+def command(
+    platform: str,
+    cpus: int,
+    memory: int,
+    no_hv: bool,
+    kernel: Path | None,
+    initrd: Path | None,
+    append: str,
+    script: Path | None,
+    application: Path | None,
+    added: tuple[str, ...],
+    cpu_model: str | None,
+    accelerator: str | None,
+    settings: tuple[str, ...],
+    target: str,
+    timeout: float | None,
+    json_file: Path | None,
+    keep: Path | None,
+    verbose: bool,
+) -> int:
+    """Boot Linux under HvDxe, check from inside that every processor is under it, and power off.
+
+    Ends with a summary, and exit code 1 if anything was not as it should be.
+    """
+    request = BootRequest(
+        platform=platform,
+        cpus=cpus,
+        memory_mib=memory,
+        hypervisor=not no_hv,
+        kernel=kernel,
+        initrd=initrd,
+        append=append,
+        script=script,
+        application=application,
+        added=parse_added(added),
+        cpu_model=cpu_model,
+        accelerator=accelerator,
+        settings=parse_settings(settings),
+        timeout=timeout,
+        target=target,
+    )
+    request.checked()
+    folder = runner.logs_folder(keep)
+    with progress.Progress(request, verbose) as shown:
+        result = runner.run(request, folder, keep_image=keep is not None, observer=shown.reached, listener=shown.heard)
+    progress.print_result(result)
+    report.write(folder / "result.json", result.as_json())
+    report.write(json_file, result.as_json())
+    if result.failures:
+        raise HvError("; ".join(result.failures))
+    return 0
