@@ -152,7 +152,8 @@ typedef struct {
   HV_VMCB_SEGMENT  Ldtr;                ///< 0x070 LDTR
   HV_VMCB_SEGMENT  Idtr;                ///< 0x080 IDTR (limit and base only)
   HV_VMCB_SEGMENT  Tr;                  ///< 0x090 TR
-  UINT8            Reserved0A0[0x2B];
+  UINT8            Reserved0A0[0x2A];
+  UINT8            Vmpl;                ///< 0x0CA privilege level of the VM (SEV-SNP)
   UINT8            Cpl;                 ///< 0x0CB current privilege level
   UINT8            Reserved0CC[0x4];
   UINT64           Efer;                ///< 0x0D0 EFER
@@ -221,6 +222,7 @@ STATIC_ASSERT (OFFSET_OF (HV_VMCB_SAVE, Gdtr) == 0x60, "HV_VMCB_SAVE.Gdtr");
 STATIC_ASSERT (OFFSET_OF (HV_VMCB_SAVE, Ldtr) == 0x70, "HV_VMCB_SAVE.Ldtr");
 STATIC_ASSERT (OFFSET_OF (HV_VMCB_SAVE, Idtr) == 0x80, "HV_VMCB_SAVE.Idtr");
 STATIC_ASSERT (OFFSET_OF (HV_VMCB_SAVE, Tr) == 0x90, "HV_VMCB_SAVE.Tr");
+STATIC_ASSERT (OFFSET_OF (HV_VMCB_SAVE, Vmpl) == 0xCA, "HV_VMCB_SAVE.Vmpl");
 STATIC_ASSERT (OFFSET_OF (HV_VMCB_SAVE, Cpl) == 0xCB, "HV_VMCB_SAVE.Cpl");
 STATIC_ASSERT (OFFSET_OF (HV_VMCB_SAVE, Efer) == 0xD0, "HV_VMCB_SAVE.Efer");
 STATIC_ASSERT (OFFSET_OF (HV_VMCB_SAVE, PerfCtr) == 0xE0, "HV_VMCB_SAVE.PerfCtr");

@@ -106,6 +106,7 @@
 #define HV_VMCB_SAVE_TR_ATTRIBUTES              0x492   ///< descriptor bits 55:52 and 47:40 packed into 12 bits
 #define HV_VMCB_SAVE_TR_LIMIT                   0x494   ///< limit in bytes, already scaled
 #define HV_VMCB_SAVE_TR_BASE                    0x498   ///< linear base
+#define HV_VMCB_SAVE_VMPL                       0x4CA   ///< privilege level of the VM (SEV-SNP)
 #define HV_VMCB_SAVE_CPL                        0x4CB   ///< current privilege level
 #define HV_VMCB_SAVE_EFER                       0x4D0   ///< EFER
 #define HV_VMCB_SAVE_PERF_CTR                   0x4E0   ///< PERF_CTLn, PERF_CTRn pairs, n = 0..5

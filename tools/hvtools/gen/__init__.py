@@ -3,12 +3,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from hvtools.errors import HvError
+from hvtools.gen import hardware, own
+from hvtools.gen.spec import Files, Spec
 from hvtools.gen.table import TableError
-from hvtools.gen.tables import TABLES, Spec
 
+TABLES: dict[str, Callable[[Spec], Files]] = {
+    "vmcb.toml": hardware.vmcb,
+    "svm_exit.toml": hardware.svm_exit,
+    "vmcs.toml": hardware.vmcs,
+    "vmx_exit.toml": hardware.vmx_exit,
+    "vmx_controls.toml": hardware.vmx_controls,
+    "msr.toml": hardware.msr,
+    "cpuid.toml": hardware.cpuid,
+    "exits.toml": own.exits,
+    "log.toml": own.log,
+    "options.toml": own.options,
+    "status.toml": own.status,
+    "hypercall.toml": own.hypercall,
+}
+"""What makes the files of each table."""
 ROOT = Path(__file__).resolve().parents[3]
 """Top of the clone."""
 SPEC = Path(__file__).resolve().parents[1] / "spec"

@@ -101,10 +101,11 @@ def c_struct(struct: Struct) -> list[str]:
         reserve(field.offset)
         end = field.offset + field.size
         suffix = f"[{field.count}]" if field.count > 1 else ""
-        rows.append([C_TYPES.get(field.type, field.type), f"{field.name}{suffix};", f"///< 0x{field.offset:03X} {field.text}"])
-        asserts.append(
-            f'STATIC_ASSERT (OFFSET_OF ({struct.name}, {field.name}) == 0x{field.offset:X}, "{struct.name}.{field.name}");'
+        rows.append(
+            [C_TYPES.get(field.type, field.type), f"{field.name}{suffix};", f"///< 0x{field.offset:03X} {field.text}"]
         )
+        place = f"OFFSET_OF ({struct.name}, {field.name}) == 0x{field.offset:X}"
+        asserts.append(f'STATIC_ASSERT ({place}, "{struct.name}.{field.name}");')
     reserve(struct.size)
     asserts.append(f'STATIC_ASSERT (sizeof ({struct.name}) == 0x{struct.size:X}, "{struct.name}");')
     return [
@@ -237,8 +238,18 @@ def md_group(group: Group) -> list[str]:
 def md_struct(struct: Struct) -> list[str]:
     """Return the section of a structure."""
     rows = [
-        [f"0x{struct.base + field.offset:03X}", field.name, field.type + (f"[{field.count}]" if field.count > 1 else ""), field.text]
+        [
+            f"0x{struct.base + field.offset:03X}",
+            field.name,
+            field.type + (f"[{field.count}]" if field.count > 1 else ""),
+            field.text,
+        ]
         for field in struct.fields
     ]
-    title = [f"## {struct.name}", "", f"{struct.text[:1].upper() + struct.text[1:]}, {struct.size} bytes ({struct.section}).", ""]
+    title = [
+        f"## {struct.name}",
+        "",
+        f"{struct.text[:1].upper() + struct.text[1:]}, {struct.size} bytes ({struct.section}).",
+        "",
+    ]
     return [*title, *md_table(["offset", "field", "type", "meaning"], rows)]

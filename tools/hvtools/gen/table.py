@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 from hvtools.errors import UsageError
 
@@ -19,7 +18,9 @@ _CAMEL = re.compile(r"[A-Z][A-Za-z0-9]*\Z")
 _UPPER = re.compile(r"[A-Z0-9][A-Z0-9_]*\Z")
 _KEBAB = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*\Z")
 _SNAKE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*\Z")
-_MISSING = object()
+_KINDS: dict[type, str] = {str: "text", int: "a number", bool: "true or false", list: "a list", dict: "a table"}
+
+T = TypeVar("T")
 
 
 class TableError(UsageError):
@@ -29,11 +30,11 @@ class TableError(UsageError):
 class Row:
     """One TOML table with checked access; `done` refuses keys that nobody asked for."""
 
-    def __init__(self, data: Any, where: str) -> None:
+    def __init__(self, data: object, where: str) -> None:
         """Wrap `data`; `where` is the place for messages, such as ``vmcb.toml: group HV_NPF``."""
-        if not isinstance(data, Mapping):
+        if not isinstance(data, dict):
             raise TableError(f"{where}: must be a table, not {data!r}")
-        self.data = data
+        self.data: dict[str, object] = data
         self.where = where
         self._used: set[str] = set()
 
@@ -45,49 +46,60 @@ class Row:
         """Return whether the row has the key."""
         return key in self.data
 
-    def _get(self, key: str, kind: type, default: Any) -> Any:
+    def _get(self, key: str, kind: type[T]) -> T:
         self._used.add(key)
-        value = self.data.get(key, default)
-        if value is _MISSING:
+        if key not in self.data:
             self.fail(f"'{key}' is missing")
-        if value is not default and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-            self.fail(f"'{key}' must be {kind.__name__}, not {value!r}")
+        value = self.data[key]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            self.fail(f"'{key}' must be {_KINDS[kind]}, not {value!r}")
         return value
 
-    def text(self, key: str, default: Any = _MISSING) -> str:
+    def text(self, key: str, default: str | None = None) -> str:
         """Return a non-empty string without a line break."""
-        value = self._get(key, str, default)
-        if value is not default and (not value or "\n" in value or "*/" in value):
+        if default is not None and key not in self.data:
+            return default
+        value = self._get(key, str)
+        if not value or not value.isprintable() or "*/" in value:
             self.fail(f"'{key}' must be one line of text")
-        return str(value)
+        return value
 
-    def number(self, key: str, default: Any = _MISSING) -> int:
+    def number(self, key: str, default: int | None = None) -> int:
         """Return an integer."""
-        return int(self._get(key, int, default))
+        if default is not None and key not in self.data:
+            return default
+        return self._get(key, int)
 
     def flag(self, key: str) -> bool:
         """Return a boolean, false when absent."""
-        return bool(self._get(key, bool, False))
+        return key in self.data and self._get(key, bool)
 
-    def strings(self, key: str, default: Any = _MISSING) -> list[str]:
+    def strings(self, key: str) -> list[str]:
         """Return a list of strings."""
-        value = self._get(key, list, default)
+        value = self._get(key, list)
         if not all(isinstance(item, str) and item for item in value):
             self.fail(f"'{key}' must be a list of strings")
-        return list(value)
+        return [str(item) for item in value]
+
+    def pair(self, key: str) -> tuple[int, int]:
+        """Return a list of two integers."""
+        value = self._get(key, list)
+        if len(value) != 2 or not all(isinstance(item, int) and not isinstance(item, bool) for item in value):
+            self.fail(f"'{key}' must be [lowest, highest]")
+        return value[0], value[1]
 
     def rows(self, key: str, optional: bool = False) -> list[Row]:
         """Return a list of rows."""
-        value = self._get(key, list, [] if optional else _MISSING)
+        value = [] if optional and key not in self.data else self._get(key, list)
         return [Row(item, f"{self.where}: {_label(key, number, item)}") for number, item in enumerate(value)]
 
     def row(self, key: str) -> Row:
         """Return one nested row."""
-        return Row(self._get(key, dict, _MISSING), f"{self.where}: {key}")
+        return Row(self._get(key, dict), f"{self.where}: {key}")
 
     def named(self, key: str) -> list[tuple[str, Row]]:
         """Return the entries of a nested table as (name, row), in file order."""
-        value = self._get(key, dict, _MISSING)
+        value = self._get(key, dict)
         return [(name, Row(item, f"{self.where}: {key} {name}")) for name, item in value.items()]
 
     def name(self, key: str, style: str) -> str:
@@ -117,8 +129,8 @@ def check_name(row: Row, value: str, style: str) -> None:
         row.fail(f"'{value}' is not a {style} name")
 
 
-def _label(key: str, number: int, item: Any) -> str:
-    name = item.get("name", item.get("prefix")) if isinstance(item, Mapping) else None
+def _label(key: str, number: int, item: object) -> str:
+    name = item.get("name", item.get("prefix")) if isinstance(item, dict) else None
     return f"{key} {name}" if name else f"{key} #{number + 1}"
 
 
@@ -189,10 +201,7 @@ def read_bit_range(row: Row, width: int) -> tuple[int, int]:
     if row.has("bit"):
         low = high = row.number("bit")
     else:
-        pair = row._get("bits", list, _MISSING)
-        if len(pair) != 2 or not all(isinstance(item, int) for item in pair):
-            row.fail("'bits' must be [lowest, highest]")
-        low, high = pair
+        low, high = row.pair("bits")
     if not 0 <= low <= high < width:
         row.fail(f"bits {low}..{high} do not fit in {width} bits")
     return low, high

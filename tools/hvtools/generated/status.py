@@ -49,4 +49,4 @@ ARRAYS: tuple[tuple[str, str, int], ...] = (
     ("Exits", "Q", 32),
     ("ApicId", "I", 1),
 )
-"""Arrays behind the header, one after the other: (name, code of the struct module, elements for each processor)."""
+"""Arrays behind the header, one after the other: (name, code of the struct module, elements a processor)."""
