@@ -34,19 +34,25 @@ KERNEL_RETURNED = re.compile(rf"{_MARK} kernel {_STATUS_CODE}")
 APPLICATION_BEGUN = re.compile(rf"{_MARK} run-begin\s")
 APPLICATION_ENDED = re.compile(rf"{_MARK} run-end {_STATUS_CODE}")
 
-# UEFI Shell 2.2, 3.6.4: the caret takes its meaning from the character behind it.
-_SPECIAL = re.compile(r'([#%^"<>|])')
+# UEFI Shell 2.2, 3.6.4: the caret takes its meaning from the character behind it. It is gone from what a program gets
+# as its command line only before these two, so the others of the shell's own characters cannot be passed on.
+_ESCAPED = re.compile(r"([#%])")
+_NOT_PASSED = re.compile(r"[\^<>|]")
 
 
 def quoted(text: str) -> str:
-    """Make the shell take `text` as it is.
+    """Write `text` so that the shell passes it on as it is.
 
     Raises:
-        UsageError: it has characters that no line of a script can hold.
+        UsageError: it has characters that cannot be passed on.
     """
     if not text.isascii() or not text.isprintable():
-        raise UsageError(f"{text!r}: only printable ASCII characters can be given to the UEFI shell")
-    return _SPECIAL.sub(r"^\1", text)
+        raise UsageError(f"{text!r}: only printable ASCII characters can be passed on by the UEFI shell")
+    if match := _NOT_PASSED.search(text):
+        raise UsageError(f"{text!r}: the UEFI shell does not pass on {match[0]}")
+    if text.count('"') % 2:
+        raise UsageError(f"{text!r}: a quotation mark is left open")
+    return _ESCAPED.sub(r"^\1", text)
 
 
 def _path(path: PurePosixPath) -> str:
@@ -78,7 +84,7 @@ Payload = Linux | Application | Prompt
 def options_command(settings: Mapping[str, str]) -> str:
     """Give the shell command that leaves the hypervisor's options for it."""
     text = " ".join(f"{name}={value}" for name, value in settings.items())
-    return f'setvar {VARIABLE} -guid {GUID} -nv -bs =S"{quoted(text)}"'
+    return f'setvar {VARIABLE} -guid {GUID} -nv -bs =S"{text}"'
 
 
 def load_command() -> str:

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""Machine specifications, what QEMU is told of them, and how its end is read. No emulator runs here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hvtools.errors import UsageError
+from hvtools.machines.protocols import Cause
+from hvtools.machines.qemu import DEFAULT_CPU, Firmware, Wires, ending_of, qemu_arguments
+from hvtools.machines.registry import CAPABILITIES, PLATFORMS, platform_named, platforms_with
+from hvtools.machines.spec import MAX_CPUS, MachineSpec
+
+WIRES = Wires(console=7, monitor=9)
+
+
+def spec(**changes: object) -> MachineSpec:
+    fields: dict[str, object] = {"cpus": 4, "memory_mib": 512, "folder": Path("logs"), "disk": Path("esp.img")}
+    return MachineSpec(**(fields | changes))  # type: ignore[arg-type]
+
+
+def arguments(**changes: object) -> list[str]:
+    return qemu_arguments(spec(**changes), Firmware(Path("code.fd"), Path("vars.fd")), WIRES)
+
+
+def values_of(option: str, words: list[str]) -> list[str]:
+    return [words[at + 1] for at, word in enumerate(words) if word == option]
+
+
+@pytest.mark.parametrize("cpus", [0, -1, MAX_CPUS + 1])
+def test_impossible_processor_counts_are_refused(cpus: int) -> None:
+    with pytest.raises(ValueError, match=f"{cpus} CPUs: must be 1 to 255"):
+        spec(cpus=cpus)
+
+
+@pytest.mark.parametrize("memory", [0, 127, (1 << 20) + 1])
+def test_impossible_memory_sizes_are_refused(memory: int) -> None:
+    with pytest.raises(ValueError, match=f"{memory} MiB of memory"):
+        spec(memory_mib=memory)
+
+
+def test_numbers_come_from_the_spec() -> None:
+    words = arguments(cpus=255, memory_mib=6144)
+    assert values_of("-smp", words) == ["255"]
+    assert values_of("-m", words) == ["6144M"]
+
+
+def test_defaults_are_a_single_thread_and_a_processor_with_svm() -> None:
+    words = arguments()
+    assert values_of("-accel", words) == ["tcg,thread=single"]
+    assert values_of("-cpu", words) == [DEFAULT_CPU]
+    assert "+svm" in DEFAULT_CPU and "-monitor" in DEFAULT_CPU
+
+
+def test_model_and_accelerator_can_be_chosen() -> None:
+    words = arguments(cpu_model="qemu64,-svm", accelerator="tcg,thread=multi")
+    assert values_of("-cpu", words) == ["qemu64,-svm"]
+    assert values_of("-accel", words) == ["tcg,thread=multi"]
+
+
+def test_processors_are_stopped_until_the_monitor_says_so() -> None:
+    assert "-S" in arguments()
+
+
+def test_no_file_is_written_but_the_logs() -> None:
+    drives = values_of("-drive", arguments())
+    assert len(drives) == 3
+    assert all("snapshot=on" in drive or "readonly=on" in drive for drive in drives)
+
+
+def test_serial_ports_come_in_order_console_first() -> None:
+    words = arguments()
+    assert values_of("-serial", words) == ["chardev:console", "chardev:second"]
+    chardevs = values_of("-chardev", words)
+    assert "socket,id=console,fd=7,logfile=logs/console.log" in chardevs
+    assert "socket,id=monitor,fd=9" in chardevs
+    assert "file,id=debug,path=logs/hypervisor.log" in chardevs
+    assert "isa-debugcon,iobase=0x402,chardev=debug" in values_of("-device", words)
+
+
+def test_a_comma_in_a_path_is_doubled() -> None:
+    words = arguments(disk=Path("a,b.img"), folder=Path("x,y"))
+    assert any(drive.endswith("file=a,,b.img") for drive in values_of("-drive", words))
+    assert "file,id=debug,path=x,,y/hypervisor.log" in values_of("-chardev", words)
+
+
+@pytest.mark.parametrize(("restart", "action"), [(False, "reboot=shutdown"), (True, "reboot=reset")])
+def test_a_reset_ends_the_machine_unless_it_may_restart(restart: bool, action: str) -> None:
+    assert values_of("-action", arguments(restart=restart)) == [f"{action},shutdown=poweroff"]
+
+
+def shutdown(reason: str) -> dict[str, object]:
+    return {"event": "SHUTDOWN", "data": {"guest": True, "reason": reason}}
+
+
+@pytest.mark.parametrize(
+    ("events", "log", "status", "errors", "cause"),
+    [
+        ([{"event": "RESUME"}, shutdown("guest-shutdown")], "", 0, "", Cause.POWEROFF),
+        ([shutdown("guest-reset")], "CPU Reset (CPU 0)\n", 0, "", Cause.REBOOT),
+        ([shutdown("guest-reset")], "CPU Reset (CPU 0)\nTriple fault\nCPU Reset (CPU 0)\n", 0, "", Cause.TRIPLE_FAULT),
+        ([], "", -11, "qemu: odd\n", Cause.CRASHED),
+        ([{"event": "RESUME"}], "", 1, "", Cause.CRASHED),
+    ],
+)
+def test_endings_are_told_apart(
+    events: list[dict[str, object]], log: str, status: int, errors: str, cause: Cause
+) -> None:
+    assert ending_of(events, log, status, errors).cause is cause
+
+
+def test_a_crash_names_signal_and_last_words() -> None:
+    detail = ending_of([], "", -11, "first\nqemu: last words\n\n").detail
+    assert "SIGSEGV" in detail and detail.endswith("qemu: last words")
+
+
+def test_platforms_are_found_by_capability() -> None:
+    assert "qemu-svm" in {platform.name for platform in platforms_with({"svm", "smp", "linux"})}
+    for capability in CAPABILITIES:
+        assert all(capability in platform.capabilities for platform in platforms_with({capability}))
+
+
+def test_a_capability_that_does_not_exist_is_no_silent_nothing() -> None:
+    with pytest.raises(ValueError, match="unknown capabilities"):
+        platforms_with({"smv"})
+
+
+def test_an_unknown_platform_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=f"no platform 'vax': there is .*{next(iter(PLATFORMS))}"):
+        platform_named("vax")
