@@ -109,7 +109,7 @@ typedef enum {
   HvDecodeUnknown,        ///< An opcode that this decoder does not have
   HvDecodeBadLock,        ///< LOCK where it is not allowed (#UD)
   HvDecodeBadMode,        ///< Not valid in this mode (#UD)
-  HvDecodeBadOperand,     ///< Operand that does not exist: register form, control or debug register (#UD)
+  HvDecodeBadOperand,     ///< A control or debug register that does not exist (#UD)
   HvDecodeReasonMax
 } HV_DECODE_REASON;
 

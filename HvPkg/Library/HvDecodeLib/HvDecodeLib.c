@@ -50,7 +50,7 @@ typedef enum {
 
 #define HV_ROW_BYTE      0x0001u  // The operand is a byte
 #define HV_ROW_LOCK      0x0002u  // LOCK is allowed if r/m is memory
-#define HV_ROW_MEMORY    0x0004u  // r/m has to be memory
+#define HV_ROW_MEMORY    0x0004u  // With a register as r/m it is another instruction
 #define HV_ROW_NOT64     0x0008u  // Not in 64-bit code
 #define HV_ROW_ONLY64    0x0010u  // Only in 64-bit code
 #define HV_ROW_GROUP     0x0020u  // Op is the index of a group
@@ -739,7 +739,7 @@ HvTakeRm (
   }
 
   if ((Row->Flags & HV_ROW_MEMORY) != 0) {
-    return HvDecodeBadOperand;
+    return HvDecodeUnknown;
   }
 
   Insn->HasRm = TRUE;
