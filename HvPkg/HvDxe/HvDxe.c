@@ -1,0 +1,259 @@
+/** @file
+  Entry and unload.
+
+  SPDX-License-Identifier: BSD-2-Clause-Patent
+**/
+
+#include "HvDxe.h"
+
+STATIC EFI_EVENT  mExitBootServices;
+STATIC UINT64     mBackend;
+
+///
+/// The lines that matter to who sits at the firmware's console. Other prefix: the firmware may also print to the port
+/// that the log has.
+///
+STATIC
+VOID
+PrintLine (
+  IN HV_LOG_LEVEL  Level,
+  IN CONST CHAR8   *Line
+  )
+{
+  Print (L"HvDxe: %a\n", Line + sizeof ("hv: ") - 1);
+}
+
+STATIC
+VOID
+EFIAPI
+OnExitBootServices (
+  IN EFI_EVENT  Event,
+  IN VOID       *Context
+  )
+{
+  HvHypercall (HV_HC_BOOT_DONE, mBackend);
+}
+
+STATIC
+BOOLEAN
+IsRunning (
+  VOID
+  )
+{
+  UINT32  Ebx;
+  UINT32  Ecx;
+  UINT32  Edx;
+
+  AsmCpuid (HV_CPUID_1, NULL, NULL, &Ecx, NULL);
+  if ((Ecx & HV_CPUID_1_ECX_HYPERVISOR) == 0) {
+    return FALSE;
+  }
+
+  AsmCpuid (HV_CPUID_40000000, NULL, &Ebx, &Ecx, &Edx);
+  return (BOOLEAN)((Ebx == HV_CPUID_SIGNATURE_EBX) && (Ecx == HV_CPUID_SIGNATURE_ECX) && (Edx == HV_CPUID_SIGNATURE_EDX));
+}
+
+///
+/// The first backend all of whose requirements are met. What the others miss is logged.
+///
+STATIC
+CONST HV_BACKEND_OPS *
+ChooseBackend (
+  OUT HV_PROBE  *Probe
+  )
+{
+  CONST HV_BACKEND_OPS  *Ops;
+  CONST HV_REQUIREMENT  *Requirement;
+  UINTN                 Index;
+  UINTN                 Unmet;
+  UINTN                 Row;
+
+  for (Index = 0; (Ops = HvBackendGet (Index)) != NULL; Index++) {
+    Ops->Probe (Probe);
+    Unmet = 0;
+    for (Row = 0; Row < Probe->Count; Row++) {
+      Requirement = &Probe->Requirement[Row];
+      HV_LOG (
+        0,
+        Requirement,
+        HV_STR (Ops->Name),
+        HV_STR (Requirement->Name),
+        HV_STR (Requirement->Source),
+        Requirement->Value,
+        Requirement->Met,
+        HV_STR (Requirement->Expected)
+        );
+      if (!Requirement->Met) {
+        Unmet++;
+        HV_LOG (
+          0,
+          RequirementUnmet,
+          HV_STR (Ops->Name),
+          HV_STR (Requirement->Name),
+          HV_STR (Requirement->Source),
+          Requirement->Value,
+          HV_STR (Requirement->Expected)
+          );
+      }
+    }
+
+    if (Unmet == 0) {
+      HV_LOG (0, Backend, HV_STR (Ops->Name), HV_STR (Ops->Vendor));
+      return Ops;
+    }
+
+    HV_LOG (0, BackendSkip, HV_STR (Ops->Name), HV_STR ("requirements are not met"));
+  }
+
+  return NULL;
+}
+
+/**
+  Checks, builds, launches.
+
+  @param[in] ImageHandle  Of the driver.
+  @param[in] SystemTable  The system table.
+
+  @retval EFI_SUCCESS          Every processor is a guest.
+  @retval EFI_ALREADY_STARTED  It runs already.
+  @retval EFI_UNSUPPORTED      A requirement is not met; the log names it. Nothing was changed.
+  @retval Others               The launch failed; the log says where. Nothing is different from before.
+
+  @par Context: Boot
+**/
+EFI_STATUS
+EFIAPI
+HvDxeEntry (
+  IN EFI_HANDLE        ImageHandle,
+  IN EFI_SYSTEM_TABLE  *SystemTable
+  )
+{
+  EFI_MP_SERVICES_PROTOCOL  *Mp;
+  CONST HV_BACKEND_OPS      *Ops;
+  HV_OPTIONS                Options;
+  HV_PROBE                  Probe;
+  HV_IMAGE                  Image;
+  HV_HOST                   *Host;
+  HV_LOG_LEVEL              Level;
+  EFI_STATUS                Status;
+  UINT64                    ApicBase;
+
+  HvConsoleInit (HvLogInfo, NULL, 0, PrintLine);
+ #ifdef MDEPKG_NDEBUG
+  HV_LOG (0, Start, HV_STR (HV_VERSION), HV_STR ("RELEASE"));
+ #else
+  HV_LOG (0, Start, HV_STR (HV_VERSION), HV_STR ("DEBUG"));
+ #endif
+  if (IsRunning ()) {
+    HV_LOG (0, LaunchFailed, 0, HV_STR ("HvPkg runs already"));
+    return EFI_ALREADY_STARTED;
+  }
+
+  HvOptionsRead (&Options);
+  Level = (HV_LOG_LEVEL)Options.Value[HvOptionLog];
+  HvConsoleInit (Level, NULL, 0, PrintLine);
+  Ops = ChooseBackend (&Probe);
+  if (Ops == NULL) {
+    return EFI_UNSUPPORTED;
+  }
+
+  Status = gBS->LocateProtocol (&gEfiMpServiceProtocolGuid, NULL, (VOID **)&Mp);
+  if (EFI_ERROR (Status)) {
+    HV_LOG (0, LaunchFailed, 0, HV_STR ("the firmware has no MP services"));
+    return EFI_UNSUPPORTED;
+  }
+
+  Status = HvImageFind (ImageHandle, &Image);
+  if (!EFI_ERROR (Status)) {
+    Status = HvMemoryBuild (Ops, &Probe, &Options, &Image, Mp, &Host);
+  }
+
+  if (EFI_ERROR (Status)) {
+    HV_LOG (0, LaunchFailed, 0, HV_STR ((Status == EFI_OUT_OF_RESOURCES) ? "not enough memory" : "the host could not be built"));
+    return Status;
+  }
+
+  ApicBase = AsmReadMsr64 (HV_MSR_APIC_BASE);
+  HV_LOG (0, Kick, HV_STR (Probe.KickMethod));
+  if ((ApicBase & HV_APIC_BASE_EXTD) != 0) {
+    HV_LOG (0, Apic, HV_STR ("x2apic"), 0, HV_STR ("none"));
+  } else {
+    HV_LOG (
+      0,
+      Apic,
+      HV_STR ("xapic"),
+      Host->CpuCount > 1,
+      HV_STR ((Host->CpuCount > 1) ? "x2APIC would save an exit for each EOI and timer write" : "none")
+      );
+  }
+
+  Status = gBS->InstallConfigurationTable (&gHvStatusTableGuid, Host->Status);
+  if (!EFI_ERROR (Status)) {
+    Status = gBS->CreateEventEx (
+                    EVT_NOTIFY_SIGNAL,
+                    TPL_NOTIFY,
+                    OnExitBootServices,
+                    NULL,
+                    &gEfiEventExitBootServicesGuid,
+                    &mExitBootServices
+                    );
+  }
+
+  if (!EFI_ERROR (Status)) {
+    mBackend = Ops->Id;
+    HvConsoleInit (Level, HvMemoryRing (Host), HV_RING_BYTES, PrintLine);
+    Status = HvImageCopy (&Image);
+    if (!EFI_ERROR (Status)) {
+      // Boot life cannot write to the ring when it is a guest.
+      HvConsoleInit (Level, NULL, 0, PrintLine);
+      ((VOID (*)(VOID))HV_IN_COPY (&Image, HvCoreStart))();
+      Status = HvLaunchAll (Host, &Image, Mp);
+    }
+  }
+
+  if (Status == EFI_ABORTED) {
+    // Some processor still is a guest: the host has to stay.
+    return Status;
+  }
+
+  if (EFI_ERROR (Status)) {
+    if (mExitBootServices != NULL) {
+      gBS->CloseEvent (mExitBootServices);
+    }
+
+    gBS->InstallConfigurationTable (&gHvStatusTableGuid, NULL);
+    HvMemoryFree ();
+  }
+
+  return Status;
+}
+
+/**
+  Takes every processor back to native mode and gives the memory back.
+
+  @param[in] ImageHandle  Of the driver.
+
+  @retval EFI_SUCCESS       As if it had never been loaded.
+  @retval EFI_DEVICE_ERROR  A processor did not leave; the driver has to stay.
+
+  @par Context: Boot
+**/
+EFI_STATUS
+EFIAPI
+HvDxeUnload (
+  IN EFI_HANDLE  ImageHandle
+  )
+{
+  EFI_STATUS  Status;
+
+  Status = HvLaunchUndo ();
+  if (EFI_ERROR (Status)) {
+    return Status;
+  }
+
+  gBS->CloseEvent (mExitBootServices);
+  gBS->InstallConfigurationTable (&gHvStatusTableGuid, NULL);
+  HvMemoryFree ();
+  HV_LOG (0, Unload, HvLaunchCount ());
+  return EFI_SUCCESS;
+}

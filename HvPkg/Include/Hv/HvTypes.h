@@ -1,0 +1,283 @@
+/** @file
+  The types that the core, the backends and the driver share.
+
+  SPDX-License-Identifier: BSD-2-Clause-Patent
+**/
+
+#ifndef HV_TYPES_H_
+#define HV_TYPES_H_
+
+#include <Uefi/UefiBaseType.h>
+#include <Hv/HvAsm.h>
+#include <Generated/HvExitKind.h>
+#include <Generated/HvStatus.h>
+#include <Library/HvApicLib.h>
+#include <Library/HvMailboxLib.h>
+#include <Library/HvMemoryTypeLib.h>
+#include <Library/HvPagingLib.h>
+
+typedef struct _HV_HOST         HV_HOST;
+typedef struct _HV_VM           HV_VM;
+typedef struct _HV_CPU          HV_CPU;
+typedef struct _HV_VCPU         HV_VCPU;
+typedef struct _HV_BACKEND_OPS  HV_BACKEND_OPS;
+
+///
+/// General registers in the order of their instruction encoding.
+///
+typedef union {
+  struct {
+    UINT64    Rax;
+    UINT64    Rcx;
+    UINT64    Rdx;
+    UINT64    Rbx;
+    UINT64    Rsp;
+    UINT64    Rbp;
+    UINT64    Rsi;
+    UINT64    Rdi;
+    UINT64    R8;
+    UINT64    R9;
+    UINT64    R10;
+    UINT64    R11;
+    UINT64    R12;
+    UINT64    R13;
+    UINT64    R14;
+    UINT64    R15;
+    UINT64    Rip;
+    UINT64    Rflags;
+  };
+  UINT64    Index[18];
+} HV_REGS;
+
+///
+/// A segment register with its hidden part. Attributes are the descriptor's bits 40..47 and 52..55 put together
+/// (the VMCB's format); a clear present bit means unusable.
+///
+typedef struct {
+  UINT16    Selector;
+  UINT16    Attributes;
+  UINT32    Limit;
+  UINT64    Base;
+} HV_SEGMENT;
+
+#define HV_SEGMENT_PRESENT  BIT7
+#define HV_SEGMENT_LONG     BIT9
+#define HV_SEGMENT_DB       BIT10
+
+typedef enum {
+  HvSegmentEs,
+  HvSegmentCs,
+  HvSegmentSs,
+  HvSegmentDs,
+  HvSegmentFs,
+  HvSegmentGs,
+  HvSegmentLdtr,
+  HvSegmentTr,
+  HvSegmentCount
+} HV_SEGMENT_NAME;
+
+///
+/// Parts of HV_VCPU_STATE. General registers, RIP, RSP and RFLAGS live in HV_VCPU.Regs, in both directions.
+///
+#define HV_STATE_SEGMENTS  BIT0 ///< ES CS SS DS
+#define HV_STATE_SYSTEM    BIT1 ///< FS GS LDTR TR, SYSCALL and SYSENTER MSRs, KernelGsBase
+#define HV_STATE_TABLES    BIT2 ///< GDTR IDTR
+#define HV_STATE_CONTROL   BIT3 ///< CR0 CR3 CR4 EFER, CPL
+#define HV_STATE_CR2       BIT4
+#define HV_STATE_DEBUG     BIT5 ///< DR6 DR7
+#define HV_STATE_PAT       BIT6
+#define HV_STATE_EVENTS    BIT7 ///< interrupt shadow
+#define HV_STATE_ALL       (BIT8 - 1)
+
+typedef struct {
+  HV_SEGMENT    Segment[HvSegmentCount];
+  UINT64        GdtBase;
+  UINT64        IdtBase;
+  UINT16        GdtLimit;
+  UINT16        IdtLimit;
+  UINT8         Cpl;
+  BOOLEAN       InterruptShadow;
+  UINT64        Cr0;
+  UINT64        Cr2;
+  UINT64        Cr3;
+  UINT64        Cr4;
+  UINT64        Efer;
+  UINT64        Dr6;
+  UINT64        Dr7;
+  UINT64        Pat;
+  UINT64        Star;
+  UINT64        Lstar;
+  UINT64        Cstar;
+  UINT64        SfMask;
+  UINT64        KernelGsBase;
+  UINT64        SysenterCs;
+  UINT64        SysenterEsp;
+  UINT64        SysenterEip;
+} HV_VCPU_STATE;
+
+typedef enum {
+  HvEventNone,
+  HvEventException,
+  HvEventNmi
+} HV_EVENT_TYPE;
+
+///
+/// An event for the guest.
+///
+typedef struct {
+  HV_EVENT_TYPE    Type;
+  UINT8            Vector;
+  BOOLEAN          HasErrorCode;
+  UINT32           ErrorCode;
+} HV_EVENT;
+
+#define HV_FAULT_PRESENT  BIT0 ///< a translation was there and forbade the access
+#define HV_FAULT_WRITE    BIT1
+#define HV_FAULT_FETCH    BIT2
+#define HV_FAULT_TABLE    BIT3 ///< the access was one of the guest's own page walk
+
+///
+/// A hardware exit in neutral terms.
+///
+typedef struct {
+  HV_EXIT_KIND    Kind;
+  UINT32          FaultFlags; ///< HvExitNestedFault: HV_FAULT_*
+  UINT64          Code;       ///< exit code or reason as the processor gave it, for the log
+  UINT64          Info1;
+  UINT64          Info2;
+  UINT64          NextRip;    ///< 0: the processor did not say, the instruction has to be decoded
+  UINT64          Gpa;        ///< HvExitNestedFault: guest-physical address
+  UINT8           FetchedCount;
+  UINT8           Fetched[15]; ///< instruction bytes, where the processor gives them
+} HV_EXIT;
+
+///
+/// A virtual processor. It is changed only by the processor that holds it.
+///
+struct _HV_VCPU {
+  HV_REGS     Regs;
+  VOID        *Hw;            ///< the backend's control block
+  VOID        *HostHw;        ///< the backend's host state block
+  HV_VM       *Vm;
+  HV_CPU      *Cpu;
+  UINT32      Index;
+  BOOLEAN     NmiPending;
+  BOOLEAN     NmiBlocked;     ///< an NMI was injected and its IRET has not retired
+  BOOLEAN     NmiStepping;    ///< single-stepping until an NMI can be injected
+  BOOLEAN     NmiIretSeen;
+  BOOLEAN     StepGuestTf;    ///< the guest's own TF while NmiStepping
+  UINT64      NmiIretRip;
+};
+
+///
+/// A virtual machine; the root is VM 0.
+///
+struct _HV_VM {
+  HV_PAGING          Nested;
+  volatile UINT32    Lock;          ///< protects Nested
+  VOID               *Shared;       ///< the backend's pages for a VM (permission maps)
+};
+
+///
+/// A host processor. Fields without a remark are written at launch only.
+///
+struct _HV_CPU {
+  HV_CPU             *Self;          ///< the GS base of host life points here
+  UINT64             LaunchRsp;
+  UINT64             LaunchRip;
+  UINT64             StackTop;
+  volatile UINT64    NmiCount;       ///< the NMI stub of this processor
+  UINT64             NmiSettled;     ///< how many of them were told apart
+  HV_HOST            *Host;
+  HV_VCPU            *Vcpu;
+  UINT64             *Exits;         ///< this processor's row of counters in the status page
+  UINT32             Index;
+  HV_APIC_ID         Apic;           ///< id; LDR and DFR: this processor, as its guest writes them
+  BOOLEAN            X2Apic;         ///< this processor
+  BOOLEAN            Bsp;
+  BOOLEAN            Entered;        ///< the guest ran at least once
+  volatile UINT32    State;          ///< HV_MP_STATE: this processor
+  volatile UINT32    KickPending;    ///< set by who kicks, cleared by the kicked
+  HV_MAILBOX         Mailbox;
+  VOID               *BackendPages;
+  UINT64             FaultStackTop;
+  UINT64             NmiStackTop;
+  RETURN_STATUS      LaunchStatus;
+  UINT64             LaunchDetail;
+  CONST CHAR8        *LaunchReason;
+  UINT64             Gdt[8];
+  UINT8              Tss[104];
+};
+
+STATIC_ASSERT (OFFSET_OF (HV_CPU, Self) == HV_CPU_SELF, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_CPU, LaunchRsp) == HV_CPU_LAUNCH_RSP, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_CPU, LaunchRip) == HV_CPU_LAUNCH_RIP, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_CPU, StackTop) == HV_CPU_STACK_TOP, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_CPU, NmiCount) == HV_CPU_NMI_COUNT, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_REGS, Rsp) == HV_REGS_RSP, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_REGS, Rdi) == HV_REGS_RDI, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_REGS, R15) == HV_REGS_R15, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_REGS, Rip) == HV_REGS_RIP, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_REGS, Rflags) == HV_REGS_RFLAGS, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_VCPU, Regs) == 0, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_VCPU, Hw) == HV_VCPU_HW, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_VCPU, HostHw) == HV_VCPU_HOST_HW, "HvAsm.h");
+
+typedef struct {
+  UINT64    Base;
+  UINT64    End; ///< exclusive
+} HV_RANGE;
+
+#define HV_RAM_RANGES_MAX  128
+
+///
+/// The host: everything that is there once. Written before the launch, read-only after it but for the marked fields.
+///
+struct _HV_HOST {
+  CONST HV_BACKEND_OPS    *Ops;
+  UINT64                  Base;            ///< the reserved block
+  UINT64                  Bytes;
+  UINT64                  SharedBase;      ///< inside it: what the root may read (status, ring)
+  UINT64                  SharedBytes;
+  UINT64                  OnesPage;        ///< what the root reads in the rest of it
+  UINT64                  ApicPage;
+  UINT64                  Cr0;             ///< of host life
+  UINT64                  Cr3;
+  UINT64                  Cr4;
+  UINT64                  BootTextBase;    ///< HvDxe as the firmware loaded it: only its code may ask to leave
+  UINT64                  BootTextEnd;
+  HV_STATUS_HEADER        *Status;
+  UINT32                  CpuCount;
+  UINT32                  RamCount;
+  UINT32                  FailCpu;         ///< test option fail_cpu, MAX_UINT32 for none
+  UINT8                   AddressBits;
+  volatile UINT8          BootDone;
+  HV_PAGE_POOL            Pool;
+  HV_PAGING               HostPaging;
+  HV_MTRRS                Mtrrs;
+  HV_VM                   Root;
+  HV_RANGE                Ram[HV_RAM_RANGES_MAX];
+  HV_CPU                  *Cpu;            ///< CpuCount entries, CpuStride bytes apart: see HvHostCpu
+  UINT64                  CpuStride;
+};
+
+/**
+  The processor with an index.
+
+  @param[in] Host   The host.
+  @param[in] Index  Less than Host->CpuCount.
+
+  @return  The processor.
+
+  @par Context: Any
+**/
+STATIC inline HV_CPU *
+HvHostCpu (
+  IN CONST HV_HOST  *Host,
+  IN UINT32         Index
+  )
+{
+  return (HV_CPU *)((UINTN)Host->Cpu + Index * Host->CpuStride);
+}
+
+#endif // HV_TYPES_H_

@@ -1,0 +1,239 @@
+/** @file
+  The core: registry of backends, the run loop, and what the exits mean.
+
+  SPDX-License-Identifier: BSD-2-Clause-Patent
+**/
+
+#ifndef HV_CORE_LIB_H_
+#define HV_CORE_LIB_H_
+
+#include <Hv/HvTypes.h>
+
+///
+/// One requirement of a backend, as a check found it.
+///
+typedef struct {
+  CONST CHAR8    *Name;
+  CONST CHAR8    *Source;   ///< the CPUID leaf or MSR that was read
+  UINT64         Value;
+  CONST CHAR8    *Expected;
+  BOOLEAN        Met;
+} HV_REQUIREMENT;
+
+#define HV_REQUIREMENTS_MAX  24
+
+///
+/// What a backend needs and what it found.
+///
+typedef struct {
+  UINT32            Count;
+  UINT8             LargestLevel;  ///< of a nested leaf: 1 4K, 2 2M, 3 1G
+  HV_PAGING_FORMAT  Format;
+  UINT32            SharedPages;   ///< contiguous pages for each VM
+  UINT32            CpuPages;      ///< contiguous pages for each processor
+  CONST CHAR8       *KickMethod;
+  HV_REQUIREMENT    Requirement[HV_REQUIREMENTS_MAX];
+} HV_PROBE;
+
+///
+/// What a backend does. It translates; it decides nothing.
+///
+struct _HV_BACKEND_OPS {
+  CONST CHAR8    *Name;
+  CONST CHAR8    *Vendor;
+  UINT32         Id;  ///< HV_STATUS_HEADER.Vendor and CPUID 40000001h ECX
+
+  /// Fills the requirements, reads only. Boot.
+  VOID (*Probe)(OUT HV_PROBE *Probe);
+
+  /// Prepares the pages of a VM (permission maps). Boot.
+  VOID (*VmInit)(IN HV_HOST *Host, IN OUT HV_VM *Vm);
+
+  /// Root mode on for this processor. On error Cpu->LaunchReason and LaunchDetail are set. Host.
+  RETURN_STATUS (*CpuOn)(IN OUT HV_CPU *Cpu);
+
+  /// Root mode off. Host.
+  VOID (*CpuOff)(IN OUT HV_CPU *Cpu);
+
+  /// Makes the vCPU's control blocks with this state. Host.
+  VOID (*VcpuInit)(IN OUT HV_VCPU *Vcpu, IN CONST HV_VCPU_STATE *State);
+
+  /// Runs the guest until an exit. An error means that the guest's state was refused. Host.
+  RETURN_STATUS (*Enter)(IN OUT HV_VCPU *Vcpu, OUT HV_EXIT *Exit);
+
+  /// Reads or writes the parts of the state that Mask names (HV_STATE_*). Host.
+  VOID (*StateGet)(IN HV_VCPU *Vcpu, IN UINT32 Mask, OUT HV_VCPU_STATE *State);
+  VOID (*StateSet)(IN OUT HV_VCPU *Vcpu, IN UINT32 Mask, IN CONST HV_VCPU_STATE *State);
+
+  /// Queues an event for the next entry. HvEventNone takes back what is queued. Host.
+  VOID (*Inject)(IN OUT HV_VCPU *Vcpu, IN CONST HV_EVENT *Event);
+
+  /// TRUE when the next entry delivers an event already. Host.
+  BOOLEAN (*EventQueued)(IN HV_VCPU *Vcpu);
+
+  /// Exit when the guest is about to execute IRET, or takes #DB. Host.
+  VOID (*InterceptIret)(IN OUT HV_VCPU *Vcpu, IN BOOLEAN On);
+  VOID (*InterceptDebug)(IN OUT HV_VCPU *Vcpu, IN BOOLEAN On);
+
+  /// Forgets cached nested translations on this processor. Host.
+  VOID (*Flush)(IN OUT HV_VCPU *Vcpu);
+
+  /// Takes the NMIs that are pending, then returns. Host.
+  VOID (*TakeNmi)(IN OUT HV_CPU *Cpu);
+
+  /// Sleeps until the mailbox is not empty; NMIs are taken. Host.
+  VOID (*WaitMail)(IN OUT HV_CPU *Cpu);
+
+  /// Ends root mode and goes on natively with the vCPU's state. Does not return. Host.
+  VOID (*Leave)(IN OUT HV_VCPU *Vcpu);
+};
+
+/**
+  Registers a backend. Called by the constructor of a backend's library.
+
+  @param[in] Ops  The backend.
+
+  @retval RETURN_SUCCESS           Registered.
+  @retval RETURN_OUT_OF_RESOURCES  There are more backends than the registry holds.
+
+  @par Context: Boot
+**/
+RETURN_STATUS
+EFIAPI
+HvBackendRegister (
+  IN CONST HV_BACKEND_OPS  *Ops
+  );
+
+/**
+  The registered backend with a number.
+
+  @param[in] Index  From 0.
+
+  @return  The backend, or NULL after the last.
+
+  @par Context: Boot
+**/
+CONST HV_BACKEND_OPS *
+HvBackendGet (
+  IN UINTN  Index
+  );
+
+/**
+  Makes the host's copy of the image ready. The first call into it, once, before any launch.
+
+  @par Context: Host
+**/
+VOID
+HvCoreStart (
+  VOID
+  );
+
+/**
+  Launches this processor: host environment, root mode, and the calling context as the guest. Called by a thunk that set
+  Cpu->LaunchRip and LaunchRsp, which is where the guest begins, with RAX 0.
+
+  @param[in] Cpu  This processor.
+
+  @return  Why it failed; Cpu->LaunchReason and LaunchDetail say more, and the processor is as it was. There is no return
+           from a launch that succeeds.
+
+  @par Context: Host
+**/
+RETURN_STATUS
+HvCoreLaunch (
+  IN OUT HV_CPU  *Cpu
+  );
+
+/**
+  Runs this processor's vCPU until it leaves the hypervisor for good.
+
+  @param[in] Cpu  This processor.
+
+  @return  Why the guest's first entry was refused. There is no return after it.
+
+  @par Context: Host
+**/
+RETURN_STATUS
+HvCoreRun (
+  IN OUT HV_CPU  *Cpu
+  );
+
+/**
+  Answers CPUID as the root sees it.
+
+  @param[in]  Cpu        This processor.
+  @param[in]  Cr4        The guest's CR4, which some bits mirror.
+  @param[in]  Leaf       EAX.
+  @param[in]  SubLeaf    ECX.
+  @param[out] Registers  EAX, EBX, ECX, EDX.
+
+  @par Context: Host
+**/
+VOID
+HvCoreCpuid (
+  IN  HV_CPU  *Cpu,
+  IN  UINT64  Cr4,
+  IN  UINT32  Leaf,
+  IN  UINT32  SubLeaf,
+  OUT UINT32  Registers[4]
+  );
+
+/**
+  Whether XSETBV accepts a value, as the processor checks it (SDM volume 2, XSETBV; SDM volume 1, 13.3).
+
+  @param[in] Register   ECX.
+  @param[in] Value      EDX:EAX.
+  @param[in] Supported  CPUID (0Dh,0) EDX:EAX.
+
+  @retval TRUE   The processor would take it.
+  @retval FALSE  It raises #GP(0).
+
+  @par Context: Any
+**/
+BOOLEAN
+HvCoreXcr0IsValid (
+  IN UINT32  Register,
+  IN UINT64  Value,
+  IN UINT64  Supported
+  );
+
+/**
+  The state of a processor after INIT (SDM volume 3, table 10-1 "INIT"; APM2 table 14-1).
+
+  @param[in,out] State  CR0's CD and NW are kept, the rest is set.
+  @param[out]    Regs   All general registers, RIP and RFLAGS.
+  @param[in]     Model  CPUID.1 EAX, which INIT leaves in EDX.
+
+  @par Context: Any
+**/
+VOID
+HvCoreInitState (
+  IN OUT HV_VCPU_STATE  *State,
+  OUT    HV_REGS        *Regs,
+  IN     UINT32         Model
+  );
+
+/**
+  Maps a range of a VM's physical addresses to itself, with the largest leaves that the memory types allow. The caller
+  holds the VM's lock.
+
+  @param[in]     Host  The host, for its MTRRs.
+  @param[in,out] Vm    The VM.
+  @param[in]     Base  A multiple of 4 KiB.
+  @param[in]     End   Exclusive, a multiple of 4 KiB, within the physical address width.
+
+  @retval RETURN_SUCCESS           Mapped.
+  @retval RETURN_OUT_OF_RESOURCES  The page pool is empty.
+  @retval Others                   As HvMemoryTypeGet and HvPagingMap say.
+
+  @par Context: Any
+**/
+RETURN_STATUS
+HvCoreMapIdentity (
+  IN     CONST HV_HOST  *Host,
+  IN OUT HV_VM          *Vm,
+  IN     UINT64         Base,
+  IN     UINT64         End
+  );
+
+#endif // HV_CORE_LIB_H_

@@ -1,0 +1,210 @@
+/** @file
+  The host's own environment: descriptor tables, exceptions, safe MSR access, local APIC.
+
+  SPDX-License-Identifier: BSD-2-Clause-Patent
+**/
+
+#ifndef HV_HOST_LIB_H_
+#define HV_HOST_LIB_H_
+
+#include <Hv/HvTypes.h>
+
+/**
+  Reads the state of this processor as the firmware has it, without general registers.
+
+  @param[out] State  Everything in HV_VCPU_STATE.
+
+  @par Context: Host
+**/
+VOID
+HvHostCapture (
+  OUT HV_VCPU_STATE  *State
+  );
+
+/**
+  Puts this processor under the host's tables: CR0, CR3, CR4, EFER.NXE, GDT, IDT, TR, segments, GS base.
+
+  @param[in,out] Cpu  This processor.
+
+  @par Context: Host
+**/
+VOID
+HvHostLoad (
+  IN OUT HV_CPU  *Cpu
+  );
+
+/**
+  Undoes HvHostLoad while root mode is off.
+
+  @param[in] State  As HvHostCapture gave it.
+
+  @par Context: Host
+**/
+VOID
+HvHostRestore (
+  IN CONST HV_VCPU_STATE  *State
+  );
+
+/**
+  Restores a state as HvHostRestore does, then jumps into it with these registers. Does not return.
+
+  @param[in] State  Tables, control registers and segments.
+  @param[in] Regs   General registers, RIP, RSP, RFLAGS.
+
+  @par Context: Host
+**/
+VOID
+HvHostResume (
+  IN CONST HV_VCPU_STATE  *State,
+  IN CONST HV_REGS        *Regs
+  );
+
+/**
+  Builds the tables that all processors share: the IDT.
+
+  @par Context: Host
+**/
+VOID
+HvHostInit (
+  VOID
+  );
+
+/**
+  RDMSR that survives #GP.
+
+  @param[in]  Msr    The MSR.
+  @param[out] Value  What it holds.
+
+  @retval TRUE   Read.
+  @retval FALSE  The processor raised #GP.
+
+  @par Context: Host
+**/
+BOOLEAN
+HvHostReadMsr (
+  IN  UINT32  Msr,
+  OUT UINT64  *Value
+  );
+
+/**
+  WRMSR that survives #GP.
+
+  @param[in] Msr    The MSR.
+  @param[in] Value  What to write.
+
+  @retval TRUE   Written.
+  @retval FALSE  The processor raised #GP; nothing was written.
+
+  @par Context: Host
+**/
+BOOLEAN
+HvHostWriteMsr (
+  IN UINT32  Msr,
+  IN UINT64  Value
+  );
+
+/**
+  XSETBV that survives #GP and #UD.
+
+  @param[in] Register  ECX.
+  @param[in] Value     EDX:EAX.
+
+  @retval TRUE   Written.
+  @retval FALSE  The processor raised an exception; nothing was written.
+
+  @par Context: Host
+**/
+BOOLEAN
+HvHostXsetbv (
+  IN UINT32  Register,
+  IN UINT64  Value
+  );
+
+/**
+  Sends an NMI to another processor through this processor's local APIC. The guest's half-written ICR survives.
+
+  @param[in] Cpu     This processor.
+  @param[in] ApicId  The target.
+
+  @par Context: Host
+**/
+VOID
+HvHostSendNmi (
+  IN HV_CPU  *Cpu,
+  IN UINT32  ApicId
+  );
+
+/**
+  Writes the ICR of this processor's local APIC as the guest meant it.
+
+  @param[in] Cpu  This processor.
+  @param[in] Icr  The command; in xAPIC mode the destination is in bits 63:56.
+
+  @par Context: Host
+**/
+VOID
+HvHostSendIcr (
+  IN HV_CPU  *Cpu,
+  IN UINT64  Icr
+  );
+
+/**
+  Reads or writes a register of this processor's local APIC.
+
+  @param[in] Cpu     This processor.
+  @param[in] Offset  HV_APIC_REG_*: the offset in the xAPIC page.
+
+  @return  The register.
+
+  @par Context: Host
+**/
+UINT32
+HvHostApicRead (
+  IN HV_CPU  *Cpu,
+  IN UINT32  Offset
+  );
+
+VOID
+HvHostApicWrite (
+  IN HV_CPU  *Cpu,
+  IN UINT32  Offset,
+  IN UINT32  Value
+  );
+
+/**
+  The local APIC after INIT (SDM volume 3, "Local APIC State After It Receives an INIT"): all but the id is reset.
+
+  @param[in] Cpu  This processor.
+
+  @par Context: Host
+**/
+VOID
+HvHostApicReset (
+  IN OUT HV_CPU  *Cpu
+  );
+
+/**
+  Stops this processor for good after a failure of the host. Logged with the reason.
+
+  @param[in] Cpu     This processor.
+  @param[in] Reason  In a word or two.
+
+  @par Context: Host
+**/
+VOID
+HvHostPark (
+  IN HV_CPU       *Cpu,
+  IN CONST CHAR8  *Reason
+  );
+
+/**
+  Shuts the processor down as a triple fault does, which makes the platform reset. Does not return.
+
+  @par Context: Host
+**/
+VOID
+HvHostShutdown (
+  VOID
+  );
+
+#endif // HV_HOST_LIB_H_

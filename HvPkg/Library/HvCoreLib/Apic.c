@@ -1,0 +1,72 @@
+/** @file
+  Writes to the xAPIC page: the page is read-only for the root, so each one exits.
+
+  SPDX-License-Identifier: BSD-2-Clause-Patent
+**/
+
+#include "CoreInternal.h"
+
+VOID
+HvOnApicWrite (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     HV_EXIT  *Exit
+  )
+{
+  HV_INSN  Insn;
+  UINT64   Value;
+  UINT32   Offset;
+  UINT32   Old;
+
+  if ((Exit->FaultFlags & HV_FAULT_TABLE) != 0) {
+    HV_LOG (Cpu->Index, NpfUnexpected, Exit->Gpa, Exit->Info1, Vcpu->Regs.Rip);
+    HvCoreRaise (Vcpu, HV_VECTOR_GP);
+    return;
+  }
+
+  if (!HvCoreDecode (Cpu, Vcpu, Exit, &Insn)) {
+    return;
+  }
+
+  Offset = (UINT32)(Exit->Gpa & EFI_PAGE_MASK);
+  if (Cpu->X2Apic) {
+    // The page is not the APIC's then: writes go nowhere.
+    Old = MAX_UINT32;
+  } else if ((Insn.Op == HvOpMovStoreReg) || (Insn.Op == HvOpMovStoreImm)) {
+    Old = 0; // a store alone must not read: some registers change by it
+  } else {
+    Old = HvHostApicRead (Cpu, Offset & ~3U);
+  }
+
+  // Registers are 32 bits wide and have to be accessed so (SDM volume 3, 10.4.1; APM2 16.3.2).
+  if ((Insn.OperandSize != sizeof (UINT32)) || !HvCoreStore (Vcpu, &Insn, Old, &Value)) {
+    HV_LOG (Cpu->Index, DecodeFailed, Vcpu->Regs.Rip, Insn.Op, HV_STR ("a store to the local APIC that is not carried out"));
+    HvCoreRaise (Vcpu, HV_VECTOR_GP);
+    return;
+  }
+
+  HvCoreRetire (Cpu, Vcpu, Exit, Insn.Length);
+  if (Cpu->X2Apic) {
+    return;
+  }
+
+  switch (Offset) {
+    case HV_APIC_REG_ICR_LOW:
+      Value |= LShiftU64 (HvHostApicRead (Cpu, HV_APIC_REG_ICR_HIGH), 32);
+      if (!HvCoreInterruptCommand (Cpu, Value)) {
+        HvHostApicWrite (Cpu, Offset, (UINT32)Value);
+      }
+
+      // An INIT may have been for this processor too.
+      HvCoreMail (Cpu, Vcpu);
+      return;
+    case HV_APIC_REG_LDR:
+      Cpu->Apic.Ldr = (UINT32)Value;
+      break;
+    case HV_APIC_REG_DFR:
+      Cpu->Apic.Dfr = (UINT32)Value;
+      break;
+  }
+
+  HvHostApicWrite (Cpu, Offset, (UINT32)Value);
+}

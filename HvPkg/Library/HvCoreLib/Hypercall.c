@@ -1,0 +1,81 @@
+/** @file
+  Hypercalls of the root.
+
+  SPDX-License-Identifier: BSD-2-Clause-Patent
+**/
+
+#include "CoreInternal.h"
+
+STATIC
+VOID
+BootDone (
+  IN OUT HV_CPU  *Cpu
+  )
+{
+  HV_HOST  *Host;
+  UINT8    *Status;
+
+  Host = Cpu->Host;
+  if (Host->BootDone == 0) {
+    Host->BootDone = 1;
+    Status         = (UINT8 *)Host->Status;
+    CopyMem (
+      Status + HV_STATUS_AT_EXIT_BOOT_SERVICES_OFFSET (Host->CpuCount),
+      Status + HV_STATUS_EXITS_OFFSET (Host->CpuCount),
+      Host->CpuCount * HV_EXIT_KIND_MAX * sizeof (UINT64)
+      );
+    Host->Status->BootDone = 1;
+    HV_LOG (Cpu->Index, BootDone);
+  }
+}
+
+VOID
+HvOnHypercall (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     HV_EXIT  *Exit
+  )
+{
+  HV_HOST        *Host;
+  HV_VCPU_STATE  State;
+  UINT64         Call;
+  UINT64         Rip;
+
+  Host = Cpu->Host;
+  Call = Vcpu->Regs.Rax;
+  Rip  = Vcpu->Regs.Rip;
+  Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL, &State);
+  if ((State.Cpl != 0) || ((Call & ~(UINT64)MAX_UINT16) != HV_HC_MAGIC)) {
+    // As on a processor without VMX or SVM.
+    HvCoreRaise (Vcpu, HV_VECTOR_UD);
+    return;
+  }
+
+  HvCoreRetire (Cpu, Vcpu, Exit, 0);
+  switch (Call) {
+    case HV_HC_NULL:
+      Vcpu->Regs.Rax = HV_HC_OK;
+      break;
+    case HV_HC_VERSION:
+      Vcpu->Regs.Rax = HV_CPUID_INTERFACE_VERSION;
+      break;
+    case HV_HC_BOOT_DONE:
+      BootDone (Cpu);
+      Vcpu->Regs.Rax = HV_HC_OK;
+      break;
+    case HV_HC_LEAVE:
+      if ((Host->BootDone != 0) || (Rip < Host->BootTextBase) || (Rip >= Host->BootTextEnd)) {
+        Vcpu->Regs.Rax = HV_HC_DENIED;
+        break;
+      }
+
+      Vcpu->Regs.Rax = HV_HC_OK;
+      Cpu->State     = HvMpNative;
+      InterlockedDecrement (&Host->Status->Virtualised);
+      HV_LOG (Cpu->Index, CpuDown, Cpu->Index);
+      Host->Ops->Leave (Vcpu);
+      break;
+    default:
+      Vcpu->Regs.Rax = HV_HC_UNKNOWN;
+  }
+}

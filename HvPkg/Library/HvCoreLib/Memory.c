@@ -1,0 +1,157 @@
+/** @file
+  The root's physical address space: identity, without the host.
+
+  SPDX-License-Identifier: BSD-2-Clause-Patent
+**/
+
+#include "CoreInternal.h"
+
+#define SIZE_ON_DEMAND      SIZE_1GB ///< a hole is filled in pieces of this size
+#define HOST_WRITES_LOGGED  4        ///< of each processor
+
+BOOLEAN
+HvCoreIsHostMemory (
+  IN CONST HV_HOST  *Host,
+  IN UINT64         Address
+  )
+{
+  return (BOOLEAN)(Address - Host->Base < Host->Bytes);
+}
+
+RETURN_STATUS
+HvCoreMapIdentity (
+  IN     CONST HV_HOST  *Host,
+  IN OUT HV_VM          *Vm,
+  IN     UINT64         Base,
+  IN     UINT64         End
+  )
+{
+  RETURN_STATUS  Status;
+  UINT64         PieceEnd;
+  UINT32         Attributes;
+  UINT8          Type;
+
+  while (Base < End) {
+    // A leaf must not span two memory types (SDM volume 3, 11.11.9; APM2 7.7.4), so each uniform piece is mapped
+    // by itself.
+    Status = HvMemoryTypeGet (&Host->Mtrrs, Host->AddressBits, Base, &Type, &PieceEnd);
+    if (RETURN_ERROR (Status) && (Status != RETURN_COMPROMISED_DATA)) {
+      return Status;
+    }
+
+    PieceEnd   = MIN (PieceEnd, End);
+    Attributes = HV_PAGE_RWX | HV_PAGE_TYPE_WB;
+    if ((Vm->Nested.Format == HvPagingEpt4) || (Vm->Nested.Format == HvPagingEpt5)) {
+      // With EPT the MTRRs have no say of their own; with NPT they have (SDM volume 3, 28.3.7.2; APM2 15.25.8).
+      Attributes = HV_PAGE_RWX | HV_PAGE_TYPE (Type);
+    }
+
+    Status = HvPagingMap (&Vm->Nested, Base, Base, PieceEnd - Base, Attributes);
+    if (RETURN_ERROR (Status)) {
+      return Status;
+    }
+
+    Base = PieceEnd;
+  }
+
+  return RETURN_SUCCESS;
+}
+
+STATIC
+VOID
+Lock (
+  IN volatile UINT32  *Word
+  )
+{
+  while (InterlockedCompareExchange32 ((UINT32 *)Word, 0, 1) != 0) {
+    CpuPause ();
+  }
+}
+
+STATIC
+VOID
+Unlock (
+  IN volatile UINT32  *Word
+  )
+{
+  InterlockedCompareExchange32 ((UINT32 *)Word, 1, 0);
+}
+
+VOID
+HvOnNestedFault (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     HV_EXIT  *Exit
+  )
+{
+  HV_HOST         *Host;
+  HV_VM           *Vm;
+  HV_PAGING_LEAF  Leaf;
+  RETURN_STATUS   Status;
+  UINT64          Base;
+  UINT64          Limit;
+
+  Host  = Cpu->Host;
+  Vm    = Vcpu->Vm;
+  Limit = LShiftU64 (1, Vm->Nested.AddressBits);
+  if (((Exit->FaultFlags & HV_FAULT_PRESENT) != 0) || (Exit->Gpa >= Limit)) {
+    HV_LOG (Cpu->Index, NpfUnexpected, Exit->Gpa, Exit->Info1, Vcpu->Regs.Rip);
+    HvCoreRaise (Vcpu, HV_VECTOR_GP);
+    return;
+  }
+
+  // Only what was absent becomes present, which no processor can have cached: nothing has to be flushed.
+  Status = RETURN_SUCCESS;
+  Lock (&Vm->Lock);
+  HvPagingQuery (&Vm->Nested, Exit->Gpa, &Leaf);
+  if (!Leaf.Present) {
+    Base   = Exit->Gpa & ~(UINT64)(SIZE_ON_DEMAND - 1);
+    Status = HvCoreMapIdentity (Host, Vm, Base, MIN (Base + SIZE_ON_DEMAND, Limit));
+    if (Status == RETURN_OUT_OF_RESOURCES) {
+      // The pool was made for the largest leaves; with small ones forced, a 2 MiB piece still fits.
+      Base   = Exit->Gpa & ~(UINT64)(SIZE_2MB - 1);
+      Status = HvCoreMapIdentity (Host, Vm, Base, Base + SIZE_2MB);
+    }
+  }
+
+  Unlock (&Vm->Lock);
+  if (RETURN_ERROR (Status)) {
+    HV_LOG (Cpu->Index, MapFailed, Exit->Gpa, HV_STR ("no page for a table"));
+    HvCoreRaise (Vcpu, HV_VECTOR_GP);
+  }
+}
+
+VOID
+HvOnHostMemory (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     HV_EXIT  *Exit
+  )
+{
+  HV_INSN  Insn;
+  UINT64   Value;
+
+  // All are counted; a guest must not be able to fill the log.
+  if (Cpu->Exits[HvExitHostMemory] <= HOST_WRITES_LOGGED) {
+    HV_LOG (Cpu->Index, HostWriteDropped, Exit->Gpa, Vcpu->Regs.Rip);
+  }
+
+  if ((Exit->FaultFlags & HV_FAULT_TABLE) != 0) {
+    // The guest keeps page tables there. What it would read is all ones, with reserved bits; its own linear address is
+    // not known, so it gets #GP in place of #PF.
+    HvCoreRaise (Vcpu, HV_VECTOR_GP);
+    return;
+  }
+
+  if (!HvCoreDecode (Cpu, Vcpu, Exit, &Insn)) {
+    return;
+  }
+
+  if (!HvCoreStore (Vcpu, &Insn, MAX_UINT64, &Value)) {
+    HV_LOG (Cpu->Index, DecodeFailed, Vcpu->Regs.Rip, Insn.Op, HV_STR ("a store that is not carried out"));
+    HvCoreRaise (Vcpu, HV_VECTOR_GP);
+    return;
+  }
+
+  HvCoreRetire (Cpu, Vcpu, Exit, Insn.Length);
+}

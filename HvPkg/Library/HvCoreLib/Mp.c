@@ -1,0 +1,163 @@
+/** @file
+  INIT and SIPI: posted into mailboxes by the sender's processor, carried out by the target's.
+
+  SPDX-License-Identifier: BSD-2-Clause-Patent
+**/
+
+#include "CoreInternal.h"
+
+STATIC
+VOID
+Kick (
+  IN HV_CPU  *Cpu,
+  IN HV_CPU  *Target
+  )
+{
+  // One NMI in flight is enough: the target looks into its mailbox after it has cleared the mark.
+  if (InterlockedCompareExchange32 ((UINT32 *)&Target->KickPending, 0, 1) == 0) {
+    HvHostSendNmi (Cpu, Target->Apic.ApicId);
+  }
+}
+
+BOOLEAN
+HvCoreInterruptCommand (
+  IN OUT HV_CPU  *Cpu,
+  IN     UINT64  Icr
+  )
+{
+  HV_HOST  *Host;
+  HV_CPU   *Target;
+  HV_IPI   Ipi;
+  UINT32   Index;
+  UINT64   Wire;
+  BOOLEAN  Init;
+  BOOLEAN  MustKick;
+
+  Host = Cpu->Host;
+  HvApicDecodeIcr (Icr, Cpu->X2Apic, &Ipi);
+  if (HvIpiIsInitDeassert (&Ipi)) {
+    return TRUE;
+  }
+
+  Init = HvIpiIsInit (&Ipi);
+  if (!Init && !HvIpiIsSipi (&Ipi)) {
+    return FALSE;
+  }
+
+  for (Index = 0; Index < Host->CpuCount; Index++) {
+    Target = HvHostCpu (Host, Index);
+    if (!HvApicIsTarget (&Ipi, Cpu->X2Apic, (BOOLEAN)(Target == Cpu), &Target->Apic)) {
+      continue;
+    }
+
+    if (Target->State == HvMpNative) {
+      // Not launched yet, or left: it gets the real thing, alone. (Delivery mode, level and vector stay.)
+      Wire  = Icr & 0x7FF;
+      Wire |= BIT14 | LShiftU64 (Target->Apic.ApicId, Cpu->X2Apic ? 32 : 56);
+      HvHostSendIcr (Cpu, Wire);
+      continue;
+    }
+
+    if (Init) {
+      HV_LOG (Cpu->Index, Init, Index);
+      MustKick = HvMailboxPostInit (&Target->Mailbox);
+    } else {
+      HV_LOG (Cpu->Index, Sipi, Index, Ipi.Vector);
+      MustKick = HvMailboxPostSipi (&Target->Mailbox, Ipi.Vector);
+    }
+
+    if (MustKick && (Target != Cpu)) {
+      Kick (Cpu, Target);
+    }
+  }
+
+  return TRUE;
+}
+
+STATIC
+VOID
+Reset (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  CONST HV_BACKEND_OPS  *Ops;
+  HV_VCPU_STATE         State;
+  HV_EVENT              Event;
+  UINT32                Model;
+
+  Ops = Cpu->Host->Ops;
+  HV_LOG (Cpu->Index, InitTaken);
+  AsmCpuid (HV_CPUID_1, &Model, NULL, NULL, NULL);
+  Ops->StateGet (Vcpu, HV_STATE_ALL, &State);
+  HvCoreInitState (&State, &Vcpu->Regs, Model);
+  Ops->StateSet (Vcpu, HV_STATE_ALL, &State);
+  AsmWriteDr0 (0);
+  AsmWriteDr1 (0);
+  AsmWriteDr2 (0);
+  AsmWriteDr3 (0);
+
+  ZeroMem (&Event, sizeof (Event));
+  Ops->Inject (Vcpu, &Event);
+  Ops->InterceptIret (Vcpu, FALSE);
+  Ops->InterceptDebug (Vcpu, FALSE);
+  Vcpu->NmiPending  = FALSE;
+  Vcpu->NmiBlocked  = FALSE;
+  Vcpu->NmiStepping = FALSE;
+  Vcpu->NmiIretSeen = FALSE;
+  HvHostApicReset (Cpu);
+}
+
+STATIC
+VOID
+Start (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT8    Vector
+  )
+{
+  HV_VCPU_STATE  State;
+
+  // SDM volume 3, 8.4.3: CS base = vector x 1000h, IP = 0.
+  HV_LOG (Cpu->Index, SipiTaken, Vector);
+  Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_SEGMENTS, &State);
+  State.Segment[HvSegmentCs].Selector = (UINT16)(Vector << 8);
+  State.Segment[HvSegmentCs].Base     = (UINT32)Vector << 12;
+  Cpu->Host->Ops->StateSet (Vcpu, HV_STATE_SEGMENTS, &State);
+  Vcpu->Regs.Rip    = 0;
+  Vcpu->NmiPending  = FALSE; // an NMI does not reach a processor that waits for its SIPI
+}
+
+VOID
+HvCoreMail (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  HV_MAIL       Mail;
+  HV_MP_ACTION  Action;
+
+  for ( ; ;) {
+    while (HvMailboxTake (&Cpu->Mailbox, &Mail)) {
+      Cpu->State = HvMpStateNext (Cpu->State, Cpu->Bsp, &Mail, &Action);
+      if ((Action.Actions & HV_MP_ACTION_RESET) != 0) {
+        Reset (Cpu, Vcpu);
+      }
+
+      if ((Action.Actions & HV_MP_ACTION_START) != 0) {
+        Start (Cpu, Vcpu, Action.Vector);
+      }
+
+      if ((Mail.Flags & HV_MAIL_FLUSH) != 0) {
+        Cpu->Host->Ops->Flush (Vcpu);
+      }
+    }
+
+    if (Cpu->State != HvMpWaitForSipi) {
+      return;
+    }
+
+    Cpu->Host->Ops->WaitMail (Cpu);
+    HvCoreSettleNmis (Cpu, Vcpu);
+  }
+}

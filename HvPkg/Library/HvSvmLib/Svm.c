@@ -1,0 +1,530 @@
+/** @file
+  The SVM backend: VMCB in, VMCB out.
+
+  SPDX-License-Identifier: BSD-2-Clause-Patent
+**/
+
+#include "SvmInternal.h"
+
+#define MSRPM_ROW(Msr, Read, Write, Text)  { Msr, Read, Write },
+
+STATIC CONST struct {
+  UINT32     Msr;
+  BOOLEAN    Read;
+  BOOLEAN    Write;
+} mMsrPolicy[] = {
+  HV_MSR_ROOT_POLICY_LIST (MSRPM_ROW)
+};
+
+#define EXIT_ROW(Code, Kind, KindIfInfo, Text)  { Code, Kind, KindIfInfo },
+
+STATIC CONST struct {
+  UINT64          Code;
+  HV_EXIT_KIND    Kind;
+  HV_EXIT_KIND    KindIfInfo; ///< EXITINFO1 is not 0
+} mExitKinds[] = {
+  HV_SVM_EXIT_LIST (EXIT_ROW)
+};
+
+STATIC
+HV_VMCB *
+Vmcb (
+  IN CONST HV_VCPU  *Vcpu
+  )
+{
+  return (HV_VMCB *)Vcpu->Hw;
+}
+
+STATIC
+VOID *
+CpuPage (
+  IN CONST HV_CPU  *Cpu,
+  IN UINTN         Page
+  )
+{
+  return (UINT8 *)Cpu->BackendPages + EFI_PAGES_TO_SIZE (Page);
+}
+
+STATIC
+VOID
+SvmVmInit (
+  IN     HV_HOST  *Host,
+  IN OUT HV_VM    *Vm
+  )
+{
+  UINTN   Row;
+  UINT32  Bit;
+  UINT8   *Map;
+
+  // Two bits for each MSR, read and write, in three ranges of 2 KiB (APM2 15.11). All others pass.
+  Map = Vm->Shared;
+  ZeroMem (Map, EFI_PAGES_TO_SIZE (SVM_MSRPM_PAGES));
+  for (Row = 0; Row < ARRAY_SIZE (mMsrPolicy); Row++) {
+    Bit = (mMsrPolicy[Row].Msr & 0x1FFF) * 2;
+    switch (mMsrPolicy[Row].Msr & ~0x1FFFU) {
+      case 0x00000000:
+        break;
+      case 0xC0000000:
+        Bit += 0x800 * 8;
+        break;
+      case 0xC0010000:
+        Bit += 0x1000 * 8;
+        break;
+      default:
+        continue; // outside the map every access exits
+    }
+
+    Map[Bit / 8] |= (UINT8)(((mMsrPolicy[Row].Read ? 1 : 0) | (mMsrPolicy[Row].Write ? 2 : 0)) << (Bit % 8));
+  }
+}
+
+STATIC
+RETURN_STATUS
+SvmCpuOn (
+  IN OUT HV_CPU  *Cpu
+  )
+{
+  UINT64  VmCr;
+  UINT64  Efer;
+
+  VmCr              = AsmReadMsr64 (HV_MSR_VM_CR);
+  Cpu->LaunchDetail = VmCr;
+  if ((VmCr & HV_VM_CR_SVMDIS) != 0) {
+    Cpu->LaunchReason = "VM_CR.SVMDIS is set";
+    return RETURN_UNSUPPORTED;
+  }
+
+  Efer = AsmReadMsr64 (HV_MSR_EFER);
+  if ((Efer & HV_EFER_SVME) != 0) {
+    Cpu->LaunchReason = "EFER.SVME is set already";
+    Cpu->LaunchDetail = Efer;
+    return RETURN_ALREADY_STARTED;
+  }
+
+  // INIT that reaches the processor becomes #SX, where the processor can do that (APM2 15.30.1). Our own INITs do not
+  // need it.
+  HvHostWriteMsr (HV_MSR_VM_CR, VmCr | HV_VM_CR_R_INIT);
+
+  AsmWriteMsr64 (HV_MSR_EFER, Efer | HV_EFER_SVME);
+  AsmWriteMsr64 (HV_MSR_VM_HSAVE_PA, (UINTN)CpuPage (Cpu, SVM_PAGE_HSAVE));
+  __asm__ __volatile__ ("clgi" : : : "memory");
+  __asm__ __volatile__ ("vmsave" : : "a" (CpuPage (Cpu, SVM_PAGE_HOST)) : "memory");
+  return RETURN_SUCCESS;
+}
+
+STATIC
+VOID
+SvmCpuOff (
+  IN OUT HV_CPU  *Cpu
+  )
+{
+  __asm__ __volatile__ ("stgi" : : : "memory");
+  AsmWriteMsr64 (HV_MSR_VM_HSAVE_PA, 0);
+  AsmWriteMsr64 (HV_MSR_EFER, AsmReadMsr64 (HV_MSR_EFER) & ~HV_EFER_SVME);
+  HvHostWriteMsr (HV_MSR_VM_CR, AsmReadMsr64 (HV_MSR_VM_CR) & ~HV_VM_CR_R_INIT);
+}
+
+STATIC
+VOID
+SvmStateGet (
+  IN  HV_VCPU        *Vcpu,
+  IN  UINT32         Mask,
+  OUT HV_VCPU_STATE  *State
+  )
+{
+  CONST HV_VMCB_SAVE  *Save;
+
+  Save = &Vmcb (Vcpu)->Save;
+  if ((Mask & HV_STATE_SEGMENTS) != 0) {
+    // ES CS SS DS stand in the VMCB as in HV_SEGMENT_NAME, and an entry has the same fields.
+    CopyMem (&State->Segment[HvSegmentEs], &Save->Es, 4 * sizeof (HV_SEGMENT));
+  }
+
+  if ((Mask & HV_STATE_SYSTEM) != 0) {
+    CopyMem (&State->Segment[HvSegmentFs], &Save->Fs, 2 * sizeof (HV_SEGMENT));
+    CopyMem (&State->Segment[HvSegmentLdtr], &Save->Ldtr, sizeof (HV_SEGMENT));
+    CopyMem (&State->Segment[HvSegmentTr], &Save->Tr, sizeof (HV_SEGMENT));
+    State->Star         = Save->Star;
+    State->Lstar        = Save->Lstar;
+    State->Cstar        = Save->Cstar;
+    State->SfMask       = Save->SfMask;
+    State->KernelGsBase = Save->KernelGsBase;
+    State->SysenterCs   = Save->SysenterCs;
+    State->SysenterEsp  = Save->SysenterEsp;
+    State->SysenterEip  = Save->SysenterEip;
+  }
+
+  if ((Mask & HV_STATE_TABLES) != 0) {
+    State->GdtBase  = Save->Gdtr.Base;
+    State->GdtLimit = (UINT16)Save->Gdtr.Limit;
+    State->IdtBase  = Save->Idtr.Base;
+    State->IdtLimit = (UINT16)Save->Idtr.Limit;
+  }
+
+  if ((Mask & HV_STATE_CONTROL) != 0) {
+    State->Cr0  = Save->Cr0;
+    State->Cr3  = Save->Cr3;
+    State->Cr4  = Save->Cr4;
+    State->Efer = Save->Efer & ~HV_EFER_SVME;
+    State->Cpl  = Save->Cpl;
+  }
+
+  if ((Mask & HV_STATE_CR2) != 0) {
+    State->Cr2 = Save->Cr2;
+  }
+
+  if ((Mask & HV_STATE_DEBUG) != 0) {
+    State->Dr6 = Save->Dr6;
+    State->Dr7 = Save->Dr7;
+  }
+
+  if ((Mask & HV_STATE_PAT) != 0) {
+    State->Pat = Save->GPat;
+  }
+
+  if ((Mask & HV_STATE_EVENTS) != 0) {
+    State->InterruptShadow = (BOOLEAN)((Vmcb (Vcpu)->Control.InterruptShadow & BIT0) != 0);
+  }
+}
+
+STATIC
+VOID
+SvmStateSet (
+  IN HV_VCPU              *Vcpu,
+  IN UINT32               Mask,
+  IN CONST HV_VCPU_STATE  *State
+  )
+{
+  HV_VMCB_SAVE  *Save;
+
+  Save = &Vmcb (Vcpu)->Save;
+  if ((Mask & HV_STATE_SEGMENTS) != 0) {
+    CopyMem (&Save->Es, &State->Segment[HvSegmentEs], 4 * sizeof (HV_SEGMENT));
+  }
+
+  if ((Mask & HV_STATE_SYSTEM) != 0) {
+    CopyMem (&Save->Fs, &State->Segment[HvSegmentFs], 2 * sizeof (HV_SEGMENT));
+    CopyMem (&Save->Ldtr, &State->Segment[HvSegmentLdtr], sizeof (HV_SEGMENT));
+    CopyMem (&Save->Tr, &State->Segment[HvSegmentTr], sizeof (HV_SEGMENT));
+    Save->Star         = State->Star;
+    Save->Lstar        = State->Lstar;
+    Save->Cstar        = State->Cstar;
+    Save->SfMask       = State->SfMask;
+    Save->KernelGsBase = State->KernelGsBase;
+    Save->SysenterCs   = State->SysenterCs;
+    Save->SysenterEsp  = State->SysenterEsp;
+    Save->SysenterEip  = State->SysenterEip;
+  }
+
+  if ((Mask & HV_STATE_TABLES) != 0) {
+    Save->Gdtr.Base  = State->GdtBase;
+    Save->Gdtr.Limit = State->GdtLimit;
+    Save->Idtr.Base  = State->IdtBase;
+    Save->Idtr.Limit = State->IdtLimit;
+  }
+
+  if ((Mask & HV_STATE_CONTROL) != 0) {
+    Save->Cr0  = State->Cr0;
+    Save->Cr3  = State->Cr3;
+    Save->Cr4  = State->Cr4;
+    Save->Efer = State->Efer | HV_EFER_SVME; // APM2 15.5.1: VMRUN refuses a guest without it
+    Save->Cpl  = State->Cpl;
+  }
+
+  if ((Mask & HV_STATE_CR2) != 0) {
+    Save->Cr2 = State->Cr2;
+  }
+
+  if ((Mask & HV_STATE_DEBUG) != 0) {
+    Save->Dr6 = State->Dr6;
+    Save->Dr7 = State->Dr7;
+  }
+
+  if ((Mask & HV_STATE_PAT) != 0) {
+    Save->GPat = State->Pat;
+  }
+
+  if ((Mask & HV_STATE_EVENTS) != 0) {
+    Vmcb (Vcpu)->Control.InterruptShadow = State->InterruptShadow ? BIT0 : 0;
+  }
+}
+
+STATIC
+VOID
+SvmVcpuInit (
+  IN OUT HV_VCPU              *Vcpu,
+  IN     CONST HV_VCPU_STATE  *State
+  )
+{
+  HV_VMCB_CONTROL  *Control;
+
+  Vcpu->Hw     = CpuPage (Vcpu->Cpu, SVM_PAGE_GUEST);
+  Vcpu->HostHw = CpuPage (Vcpu->Cpu, SVM_PAGE_HOST);
+  ZeroMem (Vcpu->Hw, sizeof (HV_VMCB));
+
+  Control = &Vmcb (Vcpu)->Control;
+  // INVD would lose what the host has in its caches. The SVM instructions do not exist for the root: they raise #UD
+  // by themselves only while EFER.SVME is 0.
+  Control->Intercept3 = HV_SVM_INTERCEPT3_NMI | HV_SVM_INTERCEPT3_INIT | HV_SVM_INTERCEPT3_CPUID |
+                        HV_SVM_INTERCEPT3_INVD | HV_SVM_INTERCEPT3_INVLPGA | HV_SVM_INTERCEPT3_MSR_PROT |
+                        HV_SVM_INTERCEPT3_SHUTDOWN;
+  Control->Intercept4 = HV_SVM_INTERCEPT4_VMRUN | HV_SVM_INTERCEPT4_VMMCALL | HV_SVM_INTERCEPT4_VMLOAD |
+                        HV_SVM_INTERCEPT4_VMSAVE | HV_SVM_INTERCEPT4_STGI | HV_SVM_INTERCEPT4_CLGI |
+                        HV_SVM_INTERCEPT4_SKINIT;
+  Control->MsrpmBase     = (UINTN)Vcpu->Vm->Shared;
+  Control->GuestAsid     = SVM_ROOT_ASID;
+  Control->TlbControl    = HV_SVM_TLB_FLUSH_ALL;
+  Control->NestedControl = HV_SVM_NP_ENABLE;
+  Control->NCr3          = Vcpu->Vm->Nested.Root;
+  SvmStateSet (Vcpu, HV_STATE_ALL, State);
+}
+
+STATIC
+HV_EXIT_KIND
+ExitKind (
+  IN UINT64  Code,
+  IN UINT64  Info1
+  )
+{
+  UINTN  Row;
+
+  switch (Code) {
+    case HV_SVM_EXIT_CPUID:
+      return HvExitCpuid;
+    case HV_SVM_EXIT_NPF:
+      return HvExitNestedFault;
+  }
+
+  for (Row = 0; Row < ARRAY_SIZE (mExitKinds); Row++) {
+    if (mExitKinds[Row].Code == Code) {
+      return (Info1 == 0) ? mExitKinds[Row].Kind : mExitKinds[Row].KindIfInfo;
+    }
+  }
+
+  return HvExitUnknown;
+}
+
+STATIC
+RETURN_STATUS
+SvmEnter (
+  IN OUT HV_VCPU  *Vcpu,
+  OUT    HV_EXIT  *Exit
+  )
+{
+  HV_VMCB_CONTROL  *Control;
+  HV_VMCB_SAVE     *Save;
+  UINT64           Event;
+
+  Control      = &Vmcb (Vcpu)->Control;
+  Save         = &Vmcb (Vcpu)->Save;
+  Save->Rax    = Vcpu->Regs.Rax;
+  Save->Rsp    = Vcpu->Regs.Rsp;
+  Save->Rip    = Vcpu->Regs.Rip;
+  Save->Rflags = Vcpu->Regs.Rflags;
+
+  HvSvmSwitch (Vcpu);
+
+  Exit->Code  = Control->ExitCode;
+  Exit->Info1 = Control->ExitInfo1;
+  Exit->Info2 = Control->ExitInfo2;
+  if ((UINT32)Exit->Code == (UINT32)HV_SVM_EXIT_INVALID) {
+    // 64 bits of ones by the manual, 32 in QEMU. The save area may have been overwritten: the registers stay as they were.
+    Exit->Kind = HvExitEntryFailed;
+    return RETURN_ABORTED;
+  }
+
+  Vcpu->Regs.Rax    = Save->Rax;
+  Vcpu->Regs.Rsp    = Save->Rsp;
+  Vcpu->Regs.Rip    = Save->Rip;
+  Vcpu->Regs.Rflags = Save->Rflags;
+
+  Control->TlbControl = HV_SVM_TLB_NOTHING;
+
+  // An event whose delivery the exit cut off goes again. INT n, INT3 and INTO are executed again instead: RIP is
+  // still at them (APM2 15.7.2, 15.20).
+  Event             = Control->ExitIntInfo;
+  Control->EventInj = 0;
+  if ((Event & HV_SVM_EVENT_VALID) != 0) {
+    switch (Event & HV_SVM_EVENT_TYPE_MASK) {
+      case HV_SVM_EVENT_TYPE_SOFTWARE:
+        break;
+      case HV_SVM_EVENT_TYPE_EXCEPTION:
+        if (((Event & 0xFF) == 3) || ((Event & 0xFF) == 4)) {
+          break;
+        }
+
+      default:
+        Control->EventInj = Event;
+    }
+  }
+
+  Exit->Kind         = ExitKind (Exit->Code, Exit->Info1);
+  Exit->NextRip      = Control->NextRip;
+  Exit->FetchedCount = 0;
+  if (Exit->Kind == HvExitNestedFault) {
+    Exit->Gpa        = Exit->Info2;
+    Exit->FaultFlags = (((Exit->Info1 & HV_NPF_PRESENT) != 0) ? HV_FAULT_PRESENT : 0) |
+                       (((Exit->Info1 & HV_NPF_WRITE) != 0) ? HV_FAULT_WRITE : 0) |
+                       (((Exit->Info1 & HV_NPF_FETCH) != 0) ? HV_FAULT_FETCH : 0) |
+                       (((Exit->Info1 & HV_NPF_TABLE) != 0) ? HV_FAULT_TABLE : 0);
+    Exit->NextRip    = 0; // not defined for a fault
+    if (Control->FetchedBytes <= sizeof (Exit->Fetched)) {
+      Exit->FetchedCount = Control->FetchedBytes;
+      CopyMem (Exit->Fetched, Control->InstructionBytes, Exit->FetchedCount);
+    }
+  }
+
+  return RETURN_SUCCESS;
+}
+
+STATIC
+VOID
+SvmInject (
+  IN OUT HV_VCPU         *Vcpu,
+  IN     CONST HV_EVENT  *Event
+  )
+{
+  HV_VMCB_CONTROL  *Control;
+
+  Control = &Vmcb (Vcpu)->Control;
+  switch (Event->Type) {
+    case HvEventNone:
+      Control->EventInj = 0;
+      break;
+    case HvEventNmi:
+      Control->EventInj = HV_SVM_EVENT_VALID | HV_SVM_EVENT_TYPE_NMI | 2;
+      break;
+    case HvEventException:
+      Control->EventInj = HV_SVM_EVENT_VALID | HV_SVM_EVENT_TYPE_EXCEPTION | Event->Vector;
+      if (Event->HasErrorCode) {
+        Control->EventInj |= HV_SVM_EVENT_ERROR_VALID | LShiftU64 (Event->ErrorCode, 32);
+      }
+
+      break;
+  }
+}
+
+STATIC
+BOOLEAN
+SvmEventQueued (
+  IN HV_VCPU  *Vcpu
+  )
+{
+  return (BOOLEAN)((Vmcb (Vcpu)->Control.EventInj & HV_SVM_EVENT_VALID) != 0);
+}
+
+STATIC
+VOID
+SvmInterceptIret (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     BOOLEAN  On
+  )
+{
+  if (On) {
+    Vmcb (Vcpu)->Control.Intercept3 |= HV_SVM_INTERCEPT3_IRET;
+  } else {
+    Vmcb (Vcpu)->Control.Intercept3 &= ~(UINT32)HV_SVM_INTERCEPT3_IRET;
+  }
+}
+
+STATIC
+VOID
+SvmInterceptDebug (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     BOOLEAN  On
+  )
+{
+  if (On) {
+    Vmcb (Vcpu)->Control.InterceptExceptions |= BIT1;
+  } else {
+    Vmcb (Vcpu)->Control.InterceptExceptions &= ~(UINT32)BIT1;
+  }
+}
+
+STATIC
+VOID
+SvmFlush (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  Vmcb (Vcpu)->Control.TlbControl = HV_SVM_TLB_FLUSH_ALL;
+}
+
+STATIC
+VOID
+SvmTakeNmi (
+  IN OUT HV_CPU  *Cpu
+  )
+{
+  __asm__ __volatile__ ("stgi; nop; nop; clgi" : : : "memory");
+}
+
+STATIC
+VOID
+SvmWaitMail (
+  IN OUT HV_CPU  *Cpu
+  )
+{
+  __asm__ __volatile__ ("stgi" : : : "memory");
+  HvHostWaitNmi (&Cpu->Mailbox.Word);
+  __asm__ __volatile__ ("clgi" : : : "memory");
+}
+
+STATIC
+VOID
+SvmLeave (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  HV_VCPU_STATE  State;
+
+  SvmStateGet (Vcpu, HV_STATE_ALL, &State);
+  HvHostRestore (&State);
+
+  // The hidden parts of FS, GS, TR and LDTR, which no load of a selector gives back.
+  __asm__ __volatile__ ("vmload" : : "a" (Vcpu->Hw) : "memory");
+  AsmWriteMsr64 (HV_MSR_PAT, State.Pat);
+  AsmWriteDr6 (State.Dr6);
+  AsmWriteDr7 (State.Dr7);
+  SvmCpuOff (Vcpu->Cpu);
+  HvHostJump (&Vcpu->Regs, State.Segment[HvSegmentCs].Selector, State.Segment[HvSegmentSs].Selector);
+}
+
+STATIC CONST HV_BACKEND_OPS  mSvmOps = {
+  .Name           = "svm",
+  .Vendor         = "AMD",
+  .Id             = HV_CPUID_BACKEND_SVM,
+  .Probe          = SvmProbe,
+  .VmInit         = SvmVmInit,
+  .CpuOn          = SvmCpuOn,
+  .CpuOff         = SvmCpuOff,
+  .VcpuInit       = SvmVcpuInit,
+  .Enter          = SvmEnter,
+  .StateGet       = SvmStateGet,
+  .StateSet       = SvmStateSet,
+  .Inject         = SvmInject,
+  .EventQueued    = SvmEventQueued,
+  .InterceptIret  = SvmInterceptIret,
+  .InterceptDebug = SvmInterceptDebug,
+  .Flush          = SvmFlush,
+  .TakeNmi        = SvmTakeNmi,
+  .WaitMail       = SvmWaitMail,
+  .Leave          = SvmLeave,
+};
+
+/**
+  Registers the backend.
+
+  @retval RETURN_SUCCESS           Registered.
+  @retval RETURN_OUT_OF_RESOURCES  The registry is full.
+
+  @par Context: Boot
+**/
+RETURN_STATUS
+EFIAPI
+HvSvmConstructor (
+  VOID
+  )
+{
+  return HvBackendRegister (&mSvmOps);
+}

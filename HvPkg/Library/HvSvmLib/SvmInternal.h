@@ -1,0 +1,57 @@
+/** @file
+  What the parts of the SVM backend share.
+
+  APM2 is the AMD64 Architecture Programmer's Manual, volume 2, in the revision that the tables name.
+
+  SPDX-License-Identifier: BSD-2-Clause-Patent
+**/
+
+#ifndef HV_SVM_INTERNAL_H_
+#define HV_SVM_INTERNAL_H_
+
+#include <Library/BaseLib.h>
+#include <Library/BaseMemoryLib.h>
+#include <Library/DebugLib.h>
+#include <Library/HvCoreLib.h>
+#include <Library/HvHostLib.h>
+#include <Generated/HvCpuid.h>
+#include <Generated/HvMsr.h>
+#include <Generated/HvSvmExit.h>
+#include <Generated/HvVmcb.h>
+
+// Of each processor's pages.
+#define SVM_PAGE_GUEST  0 // the root vCPU's VMCB
+#define SVM_PAGE_HOST   1 // what VMLOAD brings back after an exit
+#define SVM_PAGE_HSAVE  2 // what #VMEXIT brings back (APM2 15.5.1)
+#define SVM_CPU_PAGES   3
+
+#define SVM_MSRPM_PAGES  2 // APM2 15.11
+
+#define SVM_ROOT_ASID  1
+
+VOID
+SvmProbe (
+  OUT HV_PROBE  *Probe
+  );
+
+///
+/// Runs the guest once, with interrupts off and GIF 0 before and after. System V calling convention.
+///
+VOID
+HvSvmSwitch (
+  IN OUT HV_VCPU  *Vcpu
+  );
+
+VOID
+HvHostWaitNmi (
+  IN volatile UINT32  *Word
+  );
+
+VOID
+HvHostJump (
+  IN CONST HV_REGS  *Regs,
+  IN UINT64         Cs,
+  IN UINT64         Ss
+  );
+
+#endif // HV_SVM_INTERNAL_H_
