@@ -103,3 +103,10 @@ def busybox() -> Path:
     """The static busybox; fetched at the first use."""
     _, folder = _unpacked("busybox-static", ("bin/busybox",))
     return folder / "bin" / "busybox"
+
+
+def headers() -> Path:
+    """The headers of the pinned kernel, which tests compare our numbers with; fetched at the first use."""
+    name = f"linux-headers-{kernel().version.removesuffix('-cloud-amd64')}-common"
+    _, folder = _unpacked(name, ("usr/src/*/arch/x86/include/asm/*.h",))
+    return folder / "usr" / "src" / name

@@ -63,7 +63,7 @@ def render(spec: Path = SPEC) -> dict[Path, str]:
     return result
 
 
-def stale(files: dict[Path, str], root: Path = ROOT) -> list[Path]:
+def stale(files: dict[Path, str], root: Path) -> list[Path]:
     """Return the paths that differ from what the tables say: changed, missing, or no longer made."""
     wrong = [path for path, text in files.items() if not _same(root / path, text)]
     for suffix, folder in FOLDERS.items():
@@ -72,7 +72,7 @@ def stale(files: dict[Path, str], root: Path = ROOT) -> list[Path]:
     return sorted(wrong)
 
 
-def write(files: dict[Path, str], root: Path = ROOT) -> list[Path]:
+def write(files: dict[Path, str], root: Path) -> list[Path]:
     """Write what is stale and remove what is no longer made; return the paths that changed.
 
     Raises:

@@ -15,12 +15,12 @@ def command(check: bool) -> None:
     """Make the C headers, Python modules and reference pages from tools/hvtools/spec."""
     files = gen.render()
     if check:
-        wrong = gen.stale(files)
+        wrong = gen.stale(files, gen.ROOT)
         if wrong:
             raise HvError(f"stale, run `./hv gen`: {' '.join(map(str, wrong))}")
         click.echo(f"{len(files)} generated files are up to date")
         return
-    changed = gen.write(files)
+    changed = gen.write(files, gen.ROOT)
     for path in changed:
         click.echo(path)
     click.echo(f"{len(changed)} of {len(files)} generated files changed")

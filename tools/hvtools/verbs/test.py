@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from hvtools import build, report, ui
+from hvtools import build, linux, report, ui
 from hvtools.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from hvtools.setup import setup_all
 
@@ -32,6 +32,7 @@ def command(slow: bool, json_file: Path | None, pytest_arguments: tuple[str, ...
     Further arguments go to pytest, as in `hv test -k cache` or `hv test tests/unit`.
     """
     setup_all()
+    linux.headers()
     for target in build.TARGETS:
         build.ensure_built(target)
     failed = [name for name, arguments in _CHECKS.items() if not _check(name, arguments)]
