@@ -12,7 +12,7 @@ from rich.table import Table
 from hvtools import ui
 from hvtools.boot.request import BootRequest
 from hvtools.boot.result import BootResult
-from hvtools.boot.strategy import State
+from hvtools.boot.strategy import State, tails
 from hvtools.images.files import human_size
 from hvtools.machines.console import clean
 
@@ -120,5 +120,6 @@ def print_result(result: BootResult, out: Console = ui.out, err: Console = ui.er
         out.file.write(output if output.endswith("\n") else output + "\n")
         out.file.flush()
     out.print(summary(result))
-    if result.record.error is not None:
-        err.print(result.record.error.report().partition("\n")[2], markup=False)
+    error = result.record.error
+    if error is not None:
+        err.print(tails(error.console, error.log), markup=False)

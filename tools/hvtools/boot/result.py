@@ -13,7 +13,9 @@ from hvtools.boot import startup
 from hvtools.boot.checks import CheckReport, CpuCheck, parse_checks
 from hvtools.boot.hvlog import LogLine, parse_log, reasons
 from hvtools.boot.request import BootRequest
-from hvtools.boot.strategy import State, StrategyError
+from hvtools.boot.strategy import CONSOLE_TAIL, LOG_TAIL, State, StrategyError, tails
+from hvtools.errors import HvError
+from hvtools.machines.console import last_lines
 from hvtools.machines.protocols import Cause, Ending
 
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
@@ -84,6 +86,24 @@ class BootResult:
     def ok(self) -> bool:
         """Nothing is wrong."""
         return not self.failures
+
+    def report(self) -> str:
+        """Give all that a person needs to see why a boot failed."""
+        log = last_lines(self.record.log, LOG_TAIL)
+        parts = [f"failure: {failure}" for failure in self.failures]
+        parts.append(tails(last_lines(self.record.console, CONSOLE_TAIL), log))
+        parts.append(f"logs: {self.record.console_path.parent}")
+        return "\n".join(parts)
+
+    def must_be_ok(self) -> BootResult:
+        """Give the result itself, if nothing is wrong.
+
+        Raises:
+            HvError: something is; with the last lines of console and log.
+        """
+        if not self.ok:
+            raise HvError(self.report())
+        return self
 
     @property
     def cpus_seen(self) -> list[CpuCheck]:

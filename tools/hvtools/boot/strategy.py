@@ -61,10 +61,15 @@ class StrategyError(HvError):
 
     def report(self) -> str:
         """Give the message and the last lines of console and log."""
-        parts = [str(self)]
-        for title, lines in (("console", self.console), ("hypervisor log", self.log)):
-            parts += [f"last lines of the {title}:", *(f"  | {line}" for line in lines or ["(empty)"])]
-        return "\n".join(parts)
+        return f"{self}\n{tails(self.console, self.log)}"
+
+
+def tails(console: Sequence[str], log: Sequence[str]) -> str:
+    """Give last lines of console and hypervisor log for people."""
+    parts = []
+    for title, lines in (("console", console), ("hypervisor log", log)):
+        parts += [f"last lines of the {title}:", *(f"  | {line}" for line in lines or ["(empty)"])]
+    return "\n".join(parts)
 
 
 class BootStrategy:

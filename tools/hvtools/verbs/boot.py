@@ -43,9 +43,7 @@ _OPTIONS_TEXT = "\n".join(
     "--target", type=click.Choice(build.TARGETS, case_sensitive=False), default="DEBUG", help="Build of HvDxe (DEBUG)."
 )
 @click.option("--timeout", type=float, metavar="S", help="Seconds for all of it (120 and 4 for each processor).")
-@click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="F", help="Write a result."
-)
+@report.json_option
 @click.option("--keep", type=_FILE, metavar="DIR", help="Folder for all logs and the image.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the machine's console while it runs.")
 def command(

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""Machines for the tests: by capability, each booted once for all tests that ask for the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hvtools.boot.request import BootRequest
+from hvtools.boot.result import BootResult
+from hvtools.boot.runner import booting, run
+from hvtools.boot.startup import Prompt
+from hvtools.boot.strategy import BootStrategy
+from hvtools.machines.registry import CAPABILITIES, platform_named, platforms_with
+
+Boot = Callable[..., BootResult]
+Session = Callable[..., AbstractContextManager[BootStrategy]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", f"needs(*capabilities): run on each platform that has all of {', '.join(CAPABILITIES)}"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "platform" not in metafunc.fixturenames:
+        return
+    needed = {"linux"}
+    for marker in metafunc.definition.iter_markers("needs"):
+        needed |= set(marker.args)
+    platforms = [platform.name for platform in platforms_with(needed)]
+    assert platforms, f"no platform has {sorted(needed)}"
+    metafunc.parametrize("platform", platforms)
+
+
+@pytest.fixture(scope="session")
+def _results() -> dict[str, BootResult]:
+    return {}
+
+
+@pytest.fixture
+def boot(platform: str, _results: dict[str, BootResult], tmp_path_factory: pytest.TempPathFactory) -> Boot:
+    """Boot with the fields of BootRequest; `fresh=True` boots even if an earlier test asked for the same."""
+
+    def booted(fresh: bool = False, **fields: Any) -> BootResult:  # noqa: ANN401
+        request = BootRequest(platform=platform, **fields)
+        key = repr(request)
+        if fresh or key not in _results:
+            _results[key] = run(request, tmp_path_factory.mktemp("boot"))
+        return _results[key]
+
+    return booted
+
+
+@pytest.fixture
+def session(platform: str, tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """Prepare a machine whose startup script stops at the shell's prompt; fields as for `boot`."""
+
+    def prepared(restart: bool = False, **fields: Any) -> AbstractContextManager[BootStrategy]:  # noqa: ANN401
+        request = BootRequest(platform=platform, **fields)
+        return booting(request, tmp_path_factory.mktemp("session"), payload=Prompt(), restart=restart)
+
+    return prepared
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[[str], Path]:
+    """Make a shell script for the root guest."""
+
+    def written(text: str) -> Path:
+        path = tmp_path / "script.sh"
+        path.write_text(text)
+        return path
+
+    return written
+
+
+@pytest.fixture
+def concurrent(platform: str) -> str:
+    """The accelerator with which processors run at the same time."""
+    accelerator = platform_named(platform).concurrent_accelerator
+    assert accelerator is not None
+    return accelerator
+
+
+class Hv:
+    """The command line, as a person calls it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "hvtools", *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ, TMPDIR=str(self.temporary))
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start it with a session of its own, so that a signal to it goes nowhere else."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        with self.start(*arguments) as process:
+            out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture
+def hv(tmp_path: Path) -> Hv:
+    return Hv(tmp_path)

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""Linux as the root guest, with all that a machine may look like."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hvtools.boot import startup
+from hvtools.boot.result import BootResult
+from hvtools.boot.shell import EfiShell
+from hvtools.boot.strategy import State
+from hvtools.machines.protocols import Cause
+
+if TYPE_CHECKING:
+    from tests.boot.conftest import Boot, Hv, Session
+
+pytestmark = pytest.mark.needs("svm")
+
+MAX_BOOT_EXITS = 20  # of one processor from ExitBootServices to user space, without CPUID
+
+
+def assert_virtualised(result: BootResult, cpus: int) -> None:
+    result.must_be_ok()
+    assert result.virtualised == list(range(cpus)), result.report()
+    assert result.checks.online == cpus
+    assert result.checks.status is not None and result.checks.status.virtualised == cpus
+    assert [check.index for check in result.cpus_seen] == list(range(cpus))
+
+
+def test_the_command_line_boots_linux_under_the_hypervisor(platform: str, hv: Hv) -> None:
+    done = hv("boot", "--on", platform, "--json", "out.json")
+    assert done.returncode == 0, done.stderr
+    value = json.loads((hv.folder / "out.json").read_text())
+    assert value["virtualised"] == [0, 1, 2, 3] and value["root"]["online"] == 4
+    assert value["vendor"] in platform
+    for cpu in value["root"]["cpus"]:
+        assert cpu["signature"] == "HvPkgHvPkgHv" and not cpu["svm"] and not cpu["vmx"]
+    assert value["exits"]["cpuid"] > 0
+    assert value["exits"]["total"] == sum(count for kind, count in value["exits"].items() if kind != "total")
+    assert value["reserved_bytes"] > 0 and value["ended"] == "poweroff"
+    assert Path(value["console"]).read_bytes() and Path(value["log"]).read_bytes()
+    assert "4 of 4" in done.stdout
+    assert list(hv.temporary.iterdir()) == []
+
+
+def test_without_hypervisor_linux_sees_neither_signature_nor_loss(boot: Boot) -> None:
+    result = boot(hypervisor=False).must_be_ok()
+    assert result.virtualised == [] and result.checks.online == 4
+    assert all(check.signature != "HvPkgHvPkgHv" for check in result.cpus_seen)
+    assert all(check.svm or check.vmx for check in result.cpus_seen), "the processor's own bits are there"
+    assert State.HYPERVISOR not in result.record.seconds
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 5, 8])
+def test_any_number_of_processors(boot: Boot, cpus: int) -> None:
+    assert_virtualised(boot(cpus=cpus), cpus)
+
+
+@pytest.mark.needs("concurrent")
+@pytest.mark.parametrize("cpus", [2, 4, 8])
+def test_processors_that_run_at_the_same_time(boot: Boot, concurrent: str, cpus: int) -> None:
+    assert_virtualised(boot(cpus=cpus, accelerator=concurrent), cpus)
+
+
+@pytest.mark.slow
+def test_thirty_two_processors(boot: Boot) -> None:
+    assert_virtualised(boot(cpus=32, timeout=500), 32)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("concurrent")
+def test_thirty_two_processors_at_the_same_time(boot: Boot, concurrent: str) -> None:
+    assert_virtualised(boot(cpus=32, accelerator=concurrent, timeout=500), 32)
+
+
+@pytest.mark.parametrize("memory", [256, 1024, 6144])
+def test_memory_sizes_also_above_four_gib(boot: Boot, script: Callable[[str], Path], memory: int) -> None:
+    # A tmpfs of half the memory is written and read back, so that pages all over it are used.
+    text = f"""
+        set -e
+        mount -t tmpfs -o size={memory // 2}m none /tmp
+        dd if=/dev/zero of=/tmp/fill bs=1M count={min(memory // 4, 256)} 2>/dev/null
+        echo pattern >> /tmp/fill
+        tail -c 8 /tmp/fill
+        sed -n 's/MemTotal: *\\([0-9]*\\) kB/MemTotal=\\1/p' /proc/meminfo
+    """
+    result = boot(memory_mib=memory, script=script(text))
+    assert_virtualised(result, 4)
+    lines = result.checks.script_output.split()
+    assert lines[0] == "pattern"
+    total = int(lines[1].removeprefix("MemTotal="))
+    assert memory * 1024 * 3 // 5 < total < memory * 1024
+
+
+@pytest.mark.parametrize("largest", ["4k", "2m", "1g"])
+def test_nested_page_sizes(boot: Boot, largest: str) -> None:
+    result = boot(settings={"nested_page": largest})
+    assert_virtualised(result, 4)
+    assert result.checks.status is not None
+    sizes = ["4k", "2m", "1g"]
+    used = result.checks.status.page_sizes
+    assert largest in used
+    assert not set(used) & set(sizes[sizes.index(largest) + 1 :]), "larger ones than allowed"
+    (event,) = [line for line in result.log if line.event == "nested"]
+    assert event.fields["pages"] == largest
+
+
+def test_the_default_takes_the_largest_pages_that_the_processor_reports(boot: Boot) -> None:
+    status = boot().must_be_ok().checks.status
+    assert status is not None and "1g" in status.page_sizes
+
+
+def test_one_processor_boots_with_few_exits(boot: Boot) -> None:
+    exits = boot(cpus=1).must_be_ok().checks.boot_exits()
+    assert exits is not None
+    others = {kind: count for kind, count in exits.items() if kind != "cpuid"}
+    assert exits["cpuid"] > 0
+    assert sum(others.values()) <= MAX_BOOT_EXITS, exits
+
+
+@pytest.mark.needs("xapic", "smp")
+def test_with_more_processors_the_apic_writes_are_counted_under_their_name(boot: Boot) -> None:
+    exits = boot().must_be_ok().checks.boot_exits()
+    assert exits is not None and exits["apic-write"] > 0
+    assert "unknown" not in exits and "entry-failed" not in exits
+
+
+def test_no_exit_of_the_whole_life_is_unexpected(boot: Boot) -> None:
+    result = boot().must_be_ok()
+    assert not {"unknown", "entry-failed", "shutdown", "none"} & result.exits.keys()
+    assert [line.text() for line in result.log if line.level in ("error", "warn")] == []
+
+
+def test_the_release_build_boots_too(boot: Boot) -> None:
+    assert_virtualised(boot(target="RELEASE"), 4)
+
+
+@pytest.mark.slow
+def test_twenty_five_boots_in_a_row(boot: Boot) -> None:
+    for _ in range(25):
+        assert_virtualised(boot(fresh=True), 4)
+
+
+HOTPLUG = """
+set -e
+for round in $(seq 50); do
+    for cpu in /sys/devices/system/cpu/cpu[1-9]*; do
+        echo 0 > $cpu/online
+        [ "$(cat $cpu/online)" = 0 ]
+        echo 1 > $cpu/online
+        [ "$(cat $cpu/online)" = 1 ]
+    done
+done
+echo rounds=$round
+hvcheck
+"""
+
+
+def test_processors_go_off_and_on_again(boot: Boot, script: Callable[[str], Path]) -> None:
+    result = boot(script=script(HOTPLUG))
+    assert_virtualised(result, 4)
+    assert result.checks.script_output.splitlines()[0] == "rounds=50"
+    assert result.checks.script_output.count("signature=HvPkgHvPkgHv") == 4
+
+
+@pytest.mark.needs("poweroff")
+@pytest.mark.parametrize(("command", "cause"), [("reboot", Cause.REBOOT), ("poweroff", Cause.POWEROFF)])
+def test_linux_ends_the_machine(boot: Boot, script: Callable[[str], Path], command: str, cause: Cause) -> None:
+    result = boot(script=script(f"{command} -f\n")).must_be_ok()
+    assert result.virtualised == [0, 1, 2, 3]
+    assert result.record.ending is not None and result.record.ending.cause is cause
+    assert not result.checks.done
+
+
+def test_after_a_reboot_everything_starts_again(session: Session) -> None:
+    with session(restart=True, cpus=2) as strategy:
+        strategy.transition(State.HYPERVISOR)
+        EfiShell(strategy).type(startup.linux_command("rdinit=/hvtools/bin/sh"))
+        strategy.expect([re.compile(r"/ # ")])
+        strategy.machine.console.send("reboot -f\r")
+        strategy.expect([re.compile("reboot: Restarting system")])
+        strategy.expect([re.compile("any other key to continue")])
+        strategy.machine.console.send("\r")
+        _, match = strategy.expect([startup.LOADED])
+        assert int(match[1], 16) == 0
+
+
+@pytest.mark.needs("poweroff")
+@pytest.mark.parametrize("hypervisor", [False, True])
+def test_a_triple_fault_ends_the_machine_and_is_no_reboot(
+    boot: Boot, script: Callable[[str], Path], hypervisor: bool
+) -> None:
+    result = boot(hypervisor=hypervisor, append="reboot=t", script=script("reboot -f\n"))
+    ending = result.record.ending
+    assert ending is not None, result.report()
+    if hypervisor:
+        # The hypervisor takes the shutdown for its guest, and resets the machine as the processor would.
+        assert ending.cause in (Cause.TRIPLE_FAULT, Cause.REBOOT), result.report()
+        assert "shutdown" in {line.event for line in result.log}, result.report()
+    else:
+        assert ending.cause is Cause.TRIPLE_FAULT, result.report()
+        assert result.failures == [
+            "the machine ended before the self-check was through: a processor had a triple fault"
+        ]
+
+
+def test_a_panic_of_the_root_is_a_failure_that_names_it(boot: Boot, script: Callable[[str], Path]) -> None:
+    result = boot(hypervisor=False, cpus=1, script=script("echo c > /proc/sysrq-trigger\n"))
+    assert result.failures == ["the root kernel panicked: sysrq triggered crash"]

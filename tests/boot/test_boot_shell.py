@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""The hypervisor in the firmware: refusals, unload, Driver#### options, EFI programs as root guest."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import pytest
+from hvtools import build
+from hvtools.boot import startup
+from hvtools.boot.checks import CheckReport, parse_checks
+from hvtools.boot.shell import EfiShell
+from hvtools.boot.strategy import State
+
+if TYPE_CHECKING:
+    from tests.boot.conftest import Boot, Session
+
+pytestmark = pytest.mark.needs("svm")
+
+
+def image(name: str) -> Path:
+    return build.ensure_built("DEBUG").folder / name
+
+
+@pytest.mark.parametrize("cpus", [1, 4])
+def test_an_application_that_returns(boot: Boot, cpus: int) -> None:
+    result = boot(cpus=cpus, application=image("HvReturn.efi")).must_be_ok()
+    assert result.application is not None and result.application.status == 0
+    assert result.checks.status is not None and result.checks.status.virtualised == cpus
+    assert result.exits.total() > 0
+
+
+def test_every_processor_answers_mp_services_many_times(boot: Boot) -> None:
+    result = boot(application=image("HvMpStress.efi"), timeout=300).must_be_ok()
+    assert result.checks.status is not None and result.checks.status.virtualised == 4
+
+
+@pytest.mark.needs("concurrent")
+def test_every_processor_answers_while_all_of_them_run(boot: Boot, concurrent: str) -> None:
+    boot(application=image("HvMpStress.efi"), accelerator=concurrent, timeout=300).must_be_ok()
+
+
+def test_reserved_memory_reads_all_ones_and_keeps_its_contents(boot: Boot) -> None:
+    result = boot(application=image("HvReservedProbe.efi")).must_be_ok()
+    assert result.exits["host-memory"] > 0, result.report()
+
+
+def test_an_application_that_does_not_return_fails_in_time(boot: Boot, tmp_path: Path) -> None:
+    script = tmp_path / "Loop.nsh"
+    script.write_bytes(b"@echo -off\r\n:again\r\ngoto again\r\n")
+    result = boot(application=script, cpus=1, timeout=20, hypervisor=False)
+    assert not result.ok and "the limit of 20 s is over" in result.failures[0]
+    assert result.record.error is not None and result.record.error.console
+
+
+def test_a_processor_without_svm_is_named_and_linux_boots_anyway(boot: Boot) -> None:
+    result = boot(cpu_model="qemu64,-svm")
+    (failure,) = result.failures
+    assert "HvDxe did not virtualise" in failure and "requirement-unmet" in failure, result.report()
+    assert "svm" in failure.lower()
+    assert result.checks.online == 4 and result.virtualised == []
+    assert result.checks.done, result.report()
+
+
+@pytest.mark.needs("smp")
+@pytest.mark.parametrize("victim", [0, 1, 3])
+def test_if_one_processor_fails_none_is_virtualised(boot: Boot, victim: int) -> None:
+    result = boot(settings={"fail_cpu": str(victim)})
+    (failure,) = result.failures
+    assert "HvDxe did not virtualise" in failure, result.report()
+    failed = [line for line in result.log if line.event == "cpu-failed"]
+    assert [line.fields["index"] for line in failed] == [str(victim)], result.report()
+    assert result.checks.online == 4 and result.virtualised == [] and result.checks.done
+
+
+def checks_of(shell: EfiShell, program: str) -> CheckReport:
+    return parse_checks(shell.must(program))
+
+
+def test_unloading_takes_every_processor_back(session: Session) -> None:
+    added = {PurePosixPath(name): image(name) for name in ("HvStatus.efi", "HvMpStress.efi")}
+    with session(added=added) as strategy:
+        strategy.transition(State.HYPERVISOR)
+        shell = EfiShell(strategy)
+        before = checks_of(shell, "fs0:\\add\\HvStatus.efi")
+        assert before.status is not None and before.status.virtualised == 4
+        handles = re.findall(r"^\s*([0-9A-F]+): .*HvDxe", shell.must("dh -p LoadedImage"), re.MULTILINE)
+        assert len(handles) == 1, strategy.machine.console.tail(40)
+        shell.must(f"unload -n {handles[0]}")
+        status, output = shell.run("fs0:\\add\\HvStatus.efi")
+        assert status != 0 and "HvPkgHvPkgHv" not in output
+        # Linux starts on the bare processors, all of them.
+        shell.type(startup.linux_command())
+        strategy.expect([re.compile(r"hvcheck: done")])
+        after = parse_checks(strategy.machine.console.text())
+    assert after.online == 4
+    assert [check.virtualised for check in after.cpus["end"]] == [False] * 4
+
+
+def test_a_driver_option_loads_the_hypervisor_before_anything_boots(session: Session) -> None:
+    added = {PurePosixPath(name): image(name) for name in ("HvDxe.efi", "HvStatus.efi")}
+    with session(hypervisor=False, restart=True, added=added) as strategy:
+        strategy.transition(State.SHELL)
+        shell = EfiShell(strategy)
+        status, _ = shell.run("fs0:\\add\\HvStatus.efi")
+        assert status != 0, "nothing is loaded yet"
+        shell.must('bcfg driver add 0 fs0:\\add\\HvDxe.efi "HvPkg"')
+        shell.type("reset")
+        strategy.expect([re.compile("any other key to continue")])
+        strategy.machine.console.send("\r")
+        strategy.expect([startup.AT_SHELL])
+        report = checks_of(shell, "fs0:\\add\\HvStatus.efi")
+        assert report.status is not None and report.status.virtualised == 4
+        shell.type(startup.linux_command())
+        strategy.expect([re.compile(r"hvcheck: done")])
+        after = parse_checks(strategy.machine.console.text())
+    assert [check.virtualised for check in after.cpus["end"]] == [True] * 4
