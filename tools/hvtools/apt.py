@@ -134,7 +134,7 @@ def parse_deb822(text: str) -> list[Entry]:
             elif ":" in line:
                 key, _, value = line.partition(":")
                 key = key.strip().lower()
-                fields[key] = [value.strip()] if value.strip() else []
+                fields[key] = [value.strip()]
 
         def words(name: str, fields: dict[str, list[str]] = fields) -> tuple[str, ...]:
             return tuple(" ".join(fields.get(name, [])).split())

@@ -142,11 +142,14 @@ class Cache:
             check: glob patterns of the files in it whose checksums are noted, and compared at every use.
         """
         path = self.root / "trees" / key
-        if self._tree_is_good(path, what):
+        if not _fault(path):
             return path
         with self._lock(key, what):
-            if self._tree_is_good(path, what):
+            fault = _fault(path)
+            if not fault:
                 return path
+            if path.exists():
+                ui.warn(f"{fault} of {what} in the cache is corrupted: made again")
             with self._making(what) as folder:
                 if path.exists():
                     path.replace(folder / "bad")
@@ -163,20 +166,6 @@ class Cache:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 made.replace(path)
         return path
-
-    @staticmethod
-    def _tree_is_good(path: Path, what: str) -> bool:
-        """Tells whether a tree is there and its noted files are as they were; a bad one gets a warning."""
-        if not path.is_dir():
-            return False
-        try:
-            sums: dict[str, str] = json.loads((path / _SUMS).read_text())
-            bad = [name for name, sum_ in sums.items() if sha256(path / name) != sum_]
-        except (OSError, ValueError, AttributeError):
-            bad = [_SUMS]
-        if bad:
-            ui.warn(f"{bad[0]} of {what} in the cache is corrupted: made again")
-        return not bad
 
     def pin(self, name: str) -> dict[str, Any] | None:
         """What was noted under this name, or None."""
@@ -224,6 +213,20 @@ class Cache:
                 freed += entry.lstat().st_blocks * 512
                 entry.unlink()
         return freed
+
+
+def _fault(tree: Path) -> str:
+    """What is wrong with a tree: the file that is not what was noted, or the tree itself; empty when it is good."""
+    if not tree.is_dir():
+        return "all"
+    try:
+        sums: dict[str, str] = json.loads((tree / _SUMS).read_text())
+    except (OSError, ValueError):
+        return _SUMS
+    for name, noted in sums.items():
+        if not (tree / name).is_file() or sha256(tree / name) != noted:
+            return name
+    return ""
 
 
 def _sync(path: Path) -> None:
