@@ -7,6 +7,24 @@
 #include <Base.h>
 #include <Library/BaseMemoryLib.h>
 #include <Library/SynchronizationLib.h>
+#include <Library/HvMailboxLib.h>
+#include <Library/HvPagingLib.h>
+#include "stress.h"
+
+//
+// Every n-th compare-exchange fails, as if another processor had been faster. 0: none.
+//
+UINT32         gHvTestFailEvery;
+STATIC UINT32  mExchanges;
+
+STATIC
+BOOLEAN
+Fails (
+  VOID
+  )
+{
+  return (BOOLEAN)((gHvTestFailEvery != 0) && (++mExchanges % gHvTestFailEvery == 0));
+}
 
 VOID *
 EFIAPI
@@ -26,6 +44,10 @@ InterlockedCompareExchange32 (
   IN     UINT32           ExchangeValue
   )
 {
+  if (Fails ()) {
+    return ~CompareValue;
+  }
+
   return __sync_val_compare_and_swap (Value, CompareValue, ExchangeValue);
 }
 
@@ -37,5 +59,9 @@ InterlockedCompareExchange64 (
   IN     UINT64           ExchangeValue
   )
 {
+  if (Fails ()) {
+    return ~CompareValue;
+  }
+
   return __sync_val_compare_and_swap (Value, CompareValue, ExchangeValue);
 }

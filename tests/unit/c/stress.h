@@ -7,6 +7,8 @@
 #ifndef HV_STRESS_H_
 #define HV_STRESS_H_
 
+extern UINT32  gHvTestFailEvery;
+
 typedef struct {
   UINT64    Kicks;        ///< Posts that said that a kick is needed
   UINT64    Takes;        ///< Takes that found something
