@@ -119,7 +119,7 @@ def test_requests_gather(hv: HostLibrary) -> None:
     for length in range(1, 5):
         for names in itertools.product(flags, repeat=length):
             wanted: set[str] = set()
-            for name in names:
+            for number, name in enumerate(names):
                 wanted -= {"PAUSE": {"RUN"}, "RUN": {"PAUSE"}}.get(name, set())
                 assert bool(hv.lib.HvMailboxPost(box.box, flags[name])) == (number == 0)
                 wanted.add(name)
