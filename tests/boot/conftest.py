@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from hvtools.boot.request import BootRequest
 from hvtools.boot.result import BootResult
 from hvtools.boot.runner import booting, run
