@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from hvtools.boot.request import parse_added
 from hvtools.images import cpio
 from hvtools.machines.qemu import EMULATOR
