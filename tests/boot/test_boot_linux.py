@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from hvtools.boot import startup
 from hvtools.boot.result import BootResult
 from hvtools.boot.shell import EfiShell
