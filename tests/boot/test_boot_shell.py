@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import pytest
+
 from hvtools import build
 from hvtools.boot import startup
 from hvtools.boot.checks import CheckReport, parse_checks
