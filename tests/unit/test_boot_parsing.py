@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hvtools.boot.checks import parse_checks
-from hvtools.boot.hvlog import LogLine, parse_log, reasons
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hvtools.boot.checks import parse_checks
+from hvtools.boot.hvlog import LogLine, parse_log, reasons
 
 CONSOLE = """\
 [    1.2] Run /hvtools/init as init process
