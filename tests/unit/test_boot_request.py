@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+
 from hvtools.boot import options, startup
 from hvtools.boot.request import BootRequest, parse_added, parse_settings
 from hvtools.errors import UsageError
