@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+
 from hvtools.boot.progress import print_result
 from hvtools.boot.request import BootRequest
 from hvtools.boot.result import BootRecord, BootResult, evaluate, read_application
 from hvtools.boot.strategy import State, StrategyError
 from hvtools.machines.protocols import Cause, Ending
-from rich.console import Console
 
 CPU = "hvcheck: cpu when={when} id={cpu} apic={cpu} signature={signature} interface=1 features=0x1 backend={backend} "
 OURS = {"signature": "HvPkgHvPkgHv", "backend": "svm"}
