@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
 from hvtools.boot.strategy import BootStrategy, State, StrategyError
 from hvtools.errors import UsageError
 from hvtools.machines.protocols import Cause, ConsoleClosedError, ConsoleTimeoutError, Ending, MachineError
