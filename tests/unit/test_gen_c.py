@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from hvtools import edk2, gen
 from hvtools.errors import NetworkError, NotThereError
 from hvtools.generated import msr, svm_exit, vmcb
