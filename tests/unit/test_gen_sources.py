@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from hvtools import edk2, linux
 from hvtools.errors import NetworkError, NotThereError
 from hvtools.generated import cpuid, msr, svm_exit, vmcb, vmcs, vmx_controls, vmx_exit
-
 from tests.unit import gen_tables
 
 Numbers = dict[str, int]
