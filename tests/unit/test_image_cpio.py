@@ -8,11 +8,12 @@ import subprocess
 from pathlib import Path, PurePosixPath
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from hvtools.errors import HvError
 from hvtools.images import cpio
 from hvtools.images.initramfs import build_initramfs
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def listing(archive: bytes) -> dict[str, list[str]]:
