@@ -12,11 +12,12 @@ from collections import namedtuple
 from pathlib import Path, PurePosixPath
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from hvtools.errors import NoSpaceError, UsageError
 from hvtools.images.fat import build_volume, check_name, volume_size
 from hvtools.images.files import written_whole
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 ENVIRONMENT = dict(os.environ, MTOOLS_SKIP_CHECK="1")
 
