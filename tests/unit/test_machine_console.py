@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from hvtools.machines.console import SerialConsole, clean, last_lines
 from hvtools.machines.protocols import ConsoleClosedError, ConsoleTimeoutError
 
