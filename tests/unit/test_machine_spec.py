@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from hvtools.errors import UsageError
 from hvtools.machines.protocols import Cause
 from hvtools.machines.qemu import DEFAULT_CPU, Firmware, Wires, ending_of, qemu_arguments
