@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from hvtools import gen
 from hvtools.errors import EXIT_FAILED, EXIT_USAGE, HvError
 from hvtools.gen.emit import camel, hex_width, upper_snake
@@ -15,7 +16,6 @@ from hvtools.gen.hardware import decode_vmcs
 from hvtools.gen.table import TableError
 from hvtools.generated import cpuid, exits, log_events, options, status, svm_exit, vmcb, vmcs, vmx_exit
 from hvtools.verbs.gen import command
-
 from tests.unit import gen_tables
 
 
@@ -84,6 +84,13 @@ MALFORMED = [
         "svm_exit.toml: exit CPUID: kind 'cpuidd' is not in exits.toml",
     ),
     ("svm_exit.toml", 'kind = "cpuid"\n', "", "svm_exit.toml: exit CPUID: needs either 'kind' or 'impossible'"),
+    (
+        "svm_exit.toml",
+        'name = "RSM"',
+        'name = "RSN"',
+        "exit RSN has code 0x73, whose intercept is HV_SVM_INTERCEPT3_RSM",
+    ),
+    ("vmx_exit.toml", 'kind = "shutdown"', 'kind = "shutdown"\non_demand = true', "on_demand have no meaning here"),
     ("vmcb.toml", "offset = 0x0CB", "offset = 0x0CA", "fields Cpl: offset 0xca overlaps Vmpl"),
     ("vmcb.toml", 'name = "IbsOpData2"', 'name = "IbsOpData"', "struct HV_VMCB_SAVE: field IbsOpData occurs twice"),
     ("vmcb.toml", "count = 15", "count = 16", "fields AvicBackingPage: offset 0xe0 overlaps InstructionBytes"),
@@ -218,6 +225,22 @@ def test_impossible_exits_have_a_reason_and_the_others_a_kind() -> None:
     assert not possible & set(impossible)
     assert {f"HV_SVM_EXIT_{svm_exit.EXITS[code]}" for code in svm_exit.KINDS} == possible
     assert all(len(reason.split()) >= 3 for reason in impossible.values())
+
+
+def test_root_intercepts_are_those_of_the_exits_with_a_kind() -> None:
+    text = (gen.ROOT / gen.FOLDERS[".h"] / "HvSvmExit.h").read_text()
+    found = dict(re.findall(r"#define (HV_SVM_ROOT_INTERCEPT\d) \\\n  \((.+)\)", text))
+    words = {name: {part for part in value.split(" | ") if part != "0"} for name, value in found.items()}
+    assert words["HV_SVM_ROOT_INTERCEPT5"] == set()
+    # By the numbers alone: the bit of an intercept is its exit code less the code of the word's first.
+    on_demand = {"IRET", "EXCEPTION_DB"}
+    for word, first in (("3", 0x60), ("4", 0x80)):
+        wanted = {
+            1 << code - first
+            for code in svm_exit.KINDS
+            if 0 <= code - first < 32 and svm_exit.EXITS[code] not in on_demand
+        }
+        assert {vmcb.CONSTANTS[name] for name in words[f"HV_SVM_ROOT_INTERCEPT{word}"]} == wanted
 
 
 def test_kinds_of_both_vendors_are_known() -> None:

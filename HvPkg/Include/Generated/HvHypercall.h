@@ -15,8 +15,8 @@
 //
 #define HV_HC_MAGIC      0x0000000048760000ULL  ///< upper half of a call
 #define HV_HC_NULL       0x0000000048760000ULL  ///< does nothing; measures the round trip
-#define HV_HC_BOOT_DONE  0x0000000048760001ULL  ///< the boot services are gone: exits are counted anew and no processor goes back to native mode
-#define HV_HC_LEAVE      0x0000000048760002ULL  ///< take this CPU back to native mode; only before boot-done
+#define HV_HC_BOOT_DONE  0x0000000048760001ULL  ///< the boot services are gone: the exit counters are noted (AtExitBootServices), and no processor leaves any more
+#define HV_HC_LEAVE      0x0000000048760002ULL  ///< take this processor back to native mode; only from the driver's own code, before boot-done
 #define HV_HC_VERSION    0x0000000048760003ULL  ///< the interface version in RAX
 
 //

@@ -135,7 +135,7 @@
 #define HV_SVM_EXIT_RSM                  0x0000000000000073ULL  ///< RSM is not intercepted
 #define HV_SVM_EXIT_IRET                 0x0000000000000074ULL  ///< HvExitIret
 #define HV_SVM_EXIT_SWINT                0x0000000000000075ULL  ///< INT n is not intercepted
-#define HV_SVM_EXIT_INVD                 0x0000000000000076ULL  ///< INVD is not intercepted
+#define HV_SVM_EXIT_INVD                 0x0000000000000076ULL  ///< HvExitInvd
 #define HV_SVM_EXIT_PAUSE                0x0000000000000077ULL  ///< PAUSE is not intercepted
 #define HV_SVM_EXIT_HLT                  0x0000000000000078ULL  ///< HLT is not intercepted
 #define HV_SVM_EXIT_INVLPG               0x0000000000000079ULL  ///< INVLPG is not intercepted
@@ -158,7 +158,7 @@
 #define HV_SVM_EXIT_MONITOR              0x000000000000008AULL  ///< MONITOR is not intercepted
 #define HV_SVM_EXIT_MWAIT                0x000000000000008BULL  ///< MWAIT is not intercepted
 #define HV_SVM_EXIT_MWAIT_ARMED          0x000000000000008CULL  ///< MWAIT is not intercepted
-#define HV_SVM_EXIT_XSETBV               0x000000000000008DULL  ///< HvExitXsetbv
+#define HV_SVM_EXIT_XSETBV               0x000000000000008DULL  ///< XSETBV is not intercepted: XCR0 is the root's own, and the processor checks it
 #define HV_SVM_EXIT_RDPRU                0x000000000000008EULL  ///< RDPRU is not intercepted
 #define HV_SVM_EXIT_EFER_WRITE_TRAP      0x000000000000008FULL  ///< write traps are not set
 #define HV_SVM_EXIT_CR0_WRITE_TRAP       0x0000000000000090ULL  ///< write traps are not set
@@ -193,6 +193,16 @@
 #define HV_SVM_EXIT_IDLE_REQUIRED        0xFFFFFFFFFFFFFFFDULL  ///< SEV-SNP is off
 #define HV_SVM_EXIT_INVALID_PMC          0xFFFFFFFFFFFFFFFCULL  ///< virtual performance counters are off
 
+//
+// Intercepts that are always set for the root, of HvVmcb.h (HvPkg)
+//
+#define HV_SVM_ROOT_INTERCEPT3 \
+  (HV_SVM_INTERCEPT3_NMI | HV_SVM_INTERCEPT3_INIT | HV_SVM_INTERCEPT3_CPUID | HV_SVM_INTERCEPT3_INVD | HV_SVM_INTERCEPT3_INVLPGA | HV_SVM_INTERCEPT3_MSR_PROT | HV_SVM_INTERCEPT3_SHUTDOWN)
+#define HV_SVM_ROOT_INTERCEPT4 \
+  (HV_SVM_INTERCEPT4_VMRUN | HV_SVM_INTERCEPT4_VMMCALL | HV_SVM_INTERCEPT4_VMLOAD | HV_SVM_INTERCEPT4_VMSAVE | HV_SVM_INTERCEPT4_STGI | HV_SVM_INTERCEPT4_CLGI | HV_SVM_INTERCEPT4_SKINIT)
+#define HV_SVM_ROOT_INTERCEPT5 \
+  (0)
+
 /// X (code, kind, kind if EXITINFO1 is not 0, name): the codes that can arrive.
 #define HV_SVM_EXIT_LIST(X)                                                                  \
   X (HV_SVM_EXIT_EXCEPTION_DB, HvExitDb,              HvExitDb,              "EXCEPTION_DB") \
@@ -200,6 +210,7 @@
   X (HV_SVM_EXIT_INIT,         HvExitInit,            HvExitInit,            "INIT")         \
   X (HV_SVM_EXIT_CPUID,        HvExitCpuid,           HvExitCpuid,           "CPUID")        \
   X (HV_SVM_EXIT_IRET,         HvExitIret,            HvExitIret,            "IRET")         \
+  X (HV_SVM_EXIT_INVD,         HvExitInvd,            HvExitInvd,            "INVD")         \
   X (HV_SVM_EXIT_INVLPGA,      HvExitVirtInstruction, HvExitVirtInstruction, "INVLPGA")      \
   X (HV_SVM_EXIT_MSR,          HvExitRdmsr,           HvExitWrmsr,           "MSR")          \
   X (HV_SVM_EXIT_SHUTDOWN,     HvExitShutdown,        HvExitShutdown,        "SHUTDOWN")     \
@@ -210,168 +221,167 @@
   X (HV_SVM_EXIT_STGI,         HvExitVirtInstruction, HvExitVirtInstruction, "STGI")         \
   X (HV_SVM_EXIT_CLGI,         HvExitVirtInstruction, HvExitVirtInstruction, "CLGI")         \
   X (HV_SVM_EXIT_SKINIT,       HvExitVirtInstruction, HvExitVirtInstruction, "SKINIT")       \
-  X (HV_SVM_EXIT_XSETBV,       HvExitXsetbv,          HvExitXsetbv,          "XSETBV")       \
   X (HV_SVM_EXIT_NPF,          HvExitNestedFault,     HvExitNestedFault,     "NPF")          \
   X (HV_SVM_EXIT_INVALID,      HvExitEntryFailed,     HvExitEntryFailed,     "INVALID")
 
 /// X (code, name, reason): the codes that cannot arrive with the controls that HvPkg sets for the root.
-#define HV_SVM_EXIT_IMPOSSIBLE_LIST(X)                                                                            \
-  X (HV_SVM_EXIT_CR0_READ,            "CR0_READ",            "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR1_READ,            "CR1_READ",            "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR2_READ,            "CR2_READ",            "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR3_READ,            "CR3_READ",            "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR4_READ,            "CR4_READ",            "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR5_READ,            "CR5_READ",            "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR6_READ,            "CR6_READ",            "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR7_READ,            "CR7_READ",            "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR8_READ,            "CR8_READ",            "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR9_READ,            "CR9_READ",            "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR10_READ,           "CR10_READ",           "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR11_READ,           "CR11_READ",           "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR12_READ,           "CR12_READ",           "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR13_READ,           "CR13_READ",           "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR14_READ,           "CR14_READ",           "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR15_READ,           "CR15_READ",           "CR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_CR0_WRITE,           "CR0_WRITE",           "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR1_WRITE,           "CR1_WRITE",           "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR2_WRITE,           "CR2_WRITE",           "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR3_WRITE,           "CR3_WRITE",           "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR4_WRITE,           "CR4_WRITE",           "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR5_WRITE,           "CR5_WRITE",           "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR6_WRITE,           "CR6_WRITE",           "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR7_WRITE,           "CR7_WRITE",           "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR8_WRITE,           "CR8_WRITE",           "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR9_WRITE,           "CR9_WRITE",           "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR10_WRITE,          "CR10_WRITE",          "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR11_WRITE,          "CR11_WRITE",          "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR12_WRITE,          "CR12_WRITE",          "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR13_WRITE,          "CR13_WRITE",          "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR14_WRITE,          "CR14_WRITE",          "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_CR15_WRITE,          "CR15_WRITE",          "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR0_READ,            "DR0_READ",            "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR1_READ,            "DR1_READ",            "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR2_READ,            "DR2_READ",            "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR3_READ,            "DR3_READ",            "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR4_READ,            "DR4_READ",            "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR5_READ,            "DR5_READ",            "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR6_READ,            "DR6_READ",            "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR7_READ,            "DR7_READ",            "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR8_READ,            "DR8_READ",            "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR9_READ,            "DR9_READ",            "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR10_READ,           "DR10_READ",           "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR11_READ,           "DR11_READ",           "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR12_READ,           "DR12_READ",           "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR13_READ,           "DR13_READ",           "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR14_READ,           "DR14_READ",           "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR15_READ,           "DR15_READ",           "DR reads are not intercepted")                      \
-  X (HV_SVM_EXIT_DR0_WRITE,           "DR0_WRITE",           "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR1_WRITE,           "DR1_WRITE",           "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR2_WRITE,           "DR2_WRITE",           "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR3_WRITE,           "DR3_WRITE",           "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR4_WRITE,           "DR4_WRITE",           "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR5_WRITE,           "DR5_WRITE",           "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR6_WRITE,           "DR6_WRITE",           "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR7_WRITE,           "DR7_WRITE",           "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR8_WRITE,           "DR8_WRITE",           "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR9_WRITE,           "DR9_WRITE",           "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR10_WRITE,          "DR10_WRITE",          "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR11_WRITE,          "DR11_WRITE",          "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR12_WRITE,          "DR12_WRITE",          "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR13_WRITE,          "DR13_WRITE",          "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR14_WRITE,          "DR14_WRITE",          "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_DR15_WRITE,          "DR15_WRITE",          "DR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_EXCEPTION_0,         "EXCEPTION_0",         "#DE is not intercepted")                            \
-  X (HV_SVM_EXIT_EXCEPTION_2,         "EXCEPTION_2",         "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_3,         "EXCEPTION_3",         "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_4,         "EXCEPTION_4",         "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_5,         "EXCEPTION_5",         "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_6,         "EXCEPTION_6",         "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_7,         "EXCEPTION_7",         "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_8,         "EXCEPTION_8",         "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_9,         "EXCEPTION_9",         "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_10,        "EXCEPTION_10",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_11,        "EXCEPTION_11",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_12,        "EXCEPTION_12",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_13,        "EXCEPTION_13",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_14,        "EXCEPTION_14",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_15,        "EXCEPTION_15",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_16,        "EXCEPTION_16",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_17,        "EXCEPTION_17",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_18,        "EXCEPTION_18",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_19,        "EXCEPTION_19",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_20,        "EXCEPTION_20",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_21,        "EXCEPTION_21",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_22,        "EXCEPTION_22",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_23,        "EXCEPTION_23",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_24,        "EXCEPTION_24",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_25,        "EXCEPTION_25",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_26,        "EXCEPTION_26",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_27,        "EXCEPTION_27",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_28,        "EXCEPTION_28",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_29,        "EXCEPTION_29",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_30,        "EXCEPTION_30",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_EXCEPTION_31,        "EXCEPTION_31",        "of the exceptions only #DB is intercepted")         \
-  X (HV_SVM_EXIT_INTR,                "INTR",                "physical interrupts go to the root")                \
-  X (HV_SVM_EXIT_SMI,                 "SMI",                 "SMIs go to the firmware's handler")                 \
-  X (HV_SVM_EXIT_VINTR,               "VINTR",               "no virtual interrupts are posted to the root")      \
-  X (HV_SVM_EXIT_CR0_SEL_WRITE,       "CR0_SEL_WRITE",       "CR writes are not intercepted")                     \
-  X (HV_SVM_EXIT_IDTR_READ,           "IDTR_READ",           "descriptor table instructions are not intercepted") \
-  X (HV_SVM_EXIT_GDTR_READ,           "GDTR_READ",           "descriptor table instructions are not intercepted") \
-  X (HV_SVM_EXIT_LDTR_READ,           "LDTR_READ",           "descriptor table instructions are not intercepted") \
-  X (HV_SVM_EXIT_TR_READ,             "TR_READ",             "descriptor table instructions are not intercepted") \
-  X (HV_SVM_EXIT_IDTR_WRITE,          "IDTR_WRITE",          "descriptor table instructions are not intercepted") \
-  X (HV_SVM_EXIT_GDTR_WRITE,          "GDTR_WRITE",          "descriptor table instructions are not intercepted") \
-  X (HV_SVM_EXIT_LDTR_WRITE,          "LDTR_WRITE",          "descriptor table instructions are not intercepted") \
-  X (HV_SVM_EXIT_TR_WRITE,            "TR_WRITE",            "descriptor table instructions are not intercepted") \
-  X (HV_SVM_EXIT_RDTSC,               "RDTSC",               "RDTSC is not intercepted")                          \
-  X (HV_SVM_EXIT_RDPMC,               "RDPMC",               "RDPMC is not intercepted")                          \
-  X (HV_SVM_EXIT_PUSHF,               "PUSHF",               "PUSHF is not intercepted")                          \
-  X (HV_SVM_EXIT_POPF,                "POPF",                "POPF is not intercepted")                           \
-  X (HV_SVM_EXIT_RSM,                 "RSM",                 "RSM is not intercepted")                            \
-  X (HV_SVM_EXIT_SWINT,               "SWINT",               "INT n is not intercepted")                          \
-  X (HV_SVM_EXIT_INVD,                "INVD",                "INVD is not intercepted")                           \
-  X (HV_SVM_EXIT_PAUSE,               "PAUSE",               "PAUSE is not intercepted")                          \
-  X (HV_SVM_EXIT_HLT,                 "HLT",                 "HLT is not intercepted")                            \
-  X (HV_SVM_EXIT_INVLPG,              "INVLPG",              "INVLPG is not intercepted")                         \
-  X (HV_SVM_EXIT_IOIO,                "IOIO",                "port accesses are not intercepted")                 \
-  X (HV_SVM_EXIT_TASK_SWITCH,         "TASK_SWITCH",         "task switches are not intercepted")                 \
-  X (HV_SVM_EXIT_FERR_FREEZE,         "FERR_FREEZE",         "FERR freeze is not intercepted")                    \
-  X (HV_SVM_EXIT_RDTSCP,              "RDTSCP",              "RDTSCP is not intercepted")                         \
-  X (HV_SVM_EXIT_ICEBP,               "ICEBP",               "INT1 is not intercepted")                           \
-  X (HV_SVM_EXIT_WBINVD,              "WBINVD",              "WBINVD is not intercepted")                         \
-  X (HV_SVM_EXIT_MONITOR,             "MONITOR",             "MONITOR is not intercepted")                        \
-  X (HV_SVM_EXIT_MWAIT,               "MWAIT",               "MWAIT is not intercepted")                          \
-  X (HV_SVM_EXIT_MWAIT_ARMED,         "MWAIT_ARMED",         "MWAIT is not intercepted")                          \
-  X (HV_SVM_EXIT_RDPRU,               "RDPRU",               "RDPRU is not intercepted")                          \
-  X (HV_SVM_EXIT_EFER_WRITE_TRAP,     "EFER_WRITE_TRAP",     "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR0_WRITE_TRAP,      "CR0_WRITE_TRAP",      "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR1_WRITE_TRAP,      "CR1_WRITE_TRAP",      "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR2_WRITE_TRAP,      "CR2_WRITE_TRAP",      "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR3_WRITE_TRAP,      "CR3_WRITE_TRAP",      "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR4_WRITE_TRAP,      "CR4_WRITE_TRAP",      "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR5_WRITE_TRAP,      "CR5_WRITE_TRAP",      "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR6_WRITE_TRAP,      "CR6_WRITE_TRAP",      "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR7_WRITE_TRAP,      "CR7_WRITE_TRAP",      "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR8_WRITE_TRAP,      "CR8_WRITE_TRAP",      "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR9_WRITE_TRAP,      "CR9_WRITE_TRAP",      "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR10_WRITE_TRAP,     "CR10_WRITE_TRAP",     "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR11_WRITE_TRAP,     "CR11_WRITE_TRAP",     "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR12_WRITE_TRAP,     "CR12_WRITE_TRAP",     "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR13_WRITE_TRAP,     "CR13_WRITE_TRAP",     "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR14_WRITE_TRAP,     "CR14_WRITE_TRAP",     "write traps are not set")                           \
-  X (HV_SVM_EXIT_CR15_WRITE_TRAP,     "CR15_WRITE_TRAP",     "write traps are not set")                           \
-  X (HV_SVM_EXIT_INVLPGB,             "INVLPGB",             "INVLPGB is not intercepted")                        \
-  X (HV_SVM_EXIT_INVLPGB_ILLEGAL,     "INVLPGB_ILLEGAL",     "INVLPGB is not intercepted")                        \
-  X (HV_SVM_EXIT_INVPCID,             "INVPCID",             "INVPCID is not intercepted")                        \
-  X (HV_SVM_EXIT_MCOMMIT,             "MCOMMIT",             "MCOMMIT is not intercepted")                        \
-  X (HV_SVM_EXIT_TLBSYNC,             "TLBSYNC",             "TLBSYNC is not intercepted")                        \
-  X (HV_SVM_EXIT_BUSLOCK,             "BUSLOCK",             "bus locks are not counted")                         \
-  X (HV_SVM_EXIT_IDLE_HLT,            "IDLE_HLT",            "HLT is not intercepted")                            \
-  X (HV_SVM_EXIT_AVIC_INCOMPLETE_IPI, "AVIC_INCOMPLETE_IPI", "AVIC is off")                                       \
-  X (HV_SVM_EXIT_AVIC_NOACCEL,        "AVIC_NOACCEL",        "AVIC is off")                                       \
-  X (HV_SVM_EXIT_VMGEXIT,             "VMGEXIT",             "SEV-ES is off")                                     \
-  X (HV_SVM_EXIT_BUSY,                "BUSY",                "SEV-SNP is off")                                    \
-  X (HV_SVM_EXIT_IDLE_REQUIRED,       "IDLE_REQUIRED",       "SEV-SNP is off")                                    \
+#define HV_SVM_EXIT_IMPOSSIBLE_LIST(X)                                                                                                         \
+  X (HV_SVM_EXIT_CR0_READ,            "CR0_READ",            "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR1_READ,            "CR1_READ",            "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR2_READ,            "CR2_READ",            "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR3_READ,            "CR3_READ",            "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR4_READ,            "CR4_READ",            "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR5_READ,            "CR5_READ",            "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR6_READ,            "CR6_READ",            "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR7_READ,            "CR7_READ",            "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR8_READ,            "CR8_READ",            "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR9_READ,            "CR9_READ",            "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR10_READ,           "CR10_READ",           "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR11_READ,           "CR11_READ",           "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR12_READ,           "CR12_READ",           "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR13_READ,           "CR13_READ",           "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR14_READ,           "CR14_READ",           "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR15_READ,           "CR15_READ",           "CR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_CR0_WRITE,           "CR0_WRITE",           "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR1_WRITE,           "CR1_WRITE",           "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR2_WRITE,           "CR2_WRITE",           "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR3_WRITE,           "CR3_WRITE",           "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR4_WRITE,           "CR4_WRITE",           "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR5_WRITE,           "CR5_WRITE",           "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR6_WRITE,           "CR6_WRITE",           "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR7_WRITE,           "CR7_WRITE",           "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR8_WRITE,           "CR8_WRITE",           "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR9_WRITE,           "CR9_WRITE",           "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR10_WRITE,          "CR10_WRITE",          "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR11_WRITE,          "CR11_WRITE",          "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR12_WRITE,          "CR12_WRITE",          "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR13_WRITE,          "CR13_WRITE",          "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR14_WRITE,          "CR14_WRITE",          "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_CR15_WRITE,          "CR15_WRITE",          "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR0_READ,            "DR0_READ",            "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR1_READ,            "DR1_READ",            "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR2_READ,            "DR2_READ",            "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR3_READ,            "DR3_READ",            "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR4_READ,            "DR4_READ",            "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR5_READ,            "DR5_READ",            "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR6_READ,            "DR6_READ",            "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR7_READ,            "DR7_READ",            "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR8_READ,            "DR8_READ",            "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR9_READ,            "DR9_READ",            "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR10_READ,           "DR10_READ",           "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR11_READ,           "DR11_READ",           "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR12_READ,           "DR12_READ",           "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR13_READ,           "DR13_READ",           "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR14_READ,           "DR14_READ",           "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR15_READ,           "DR15_READ",           "DR reads are not intercepted")                                                   \
+  X (HV_SVM_EXIT_DR0_WRITE,           "DR0_WRITE",           "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR1_WRITE,           "DR1_WRITE",           "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR2_WRITE,           "DR2_WRITE",           "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR3_WRITE,           "DR3_WRITE",           "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR4_WRITE,           "DR4_WRITE",           "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR5_WRITE,           "DR5_WRITE",           "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR6_WRITE,           "DR6_WRITE",           "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR7_WRITE,           "DR7_WRITE",           "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR8_WRITE,           "DR8_WRITE",           "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR9_WRITE,           "DR9_WRITE",           "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR10_WRITE,          "DR10_WRITE",          "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR11_WRITE,          "DR11_WRITE",          "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR12_WRITE,          "DR12_WRITE",          "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR13_WRITE,          "DR13_WRITE",          "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR14_WRITE,          "DR14_WRITE",          "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_DR15_WRITE,          "DR15_WRITE",          "DR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_EXCEPTION_0,         "EXCEPTION_0",         "#DE is not intercepted")                                                         \
+  X (HV_SVM_EXIT_EXCEPTION_2,         "EXCEPTION_2",         "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_3,         "EXCEPTION_3",         "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_4,         "EXCEPTION_4",         "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_5,         "EXCEPTION_5",         "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_6,         "EXCEPTION_6",         "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_7,         "EXCEPTION_7",         "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_8,         "EXCEPTION_8",         "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_9,         "EXCEPTION_9",         "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_10,        "EXCEPTION_10",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_11,        "EXCEPTION_11",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_12,        "EXCEPTION_12",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_13,        "EXCEPTION_13",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_14,        "EXCEPTION_14",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_15,        "EXCEPTION_15",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_16,        "EXCEPTION_16",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_17,        "EXCEPTION_17",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_18,        "EXCEPTION_18",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_19,        "EXCEPTION_19",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_20,        "EXCEPTION_20",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_21,        "EXCEPTION_21",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_22,        "EXCEPTION_22",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_23,        "EXCEPTION_23",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_24,        "EXCEPTION_24",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_25,        "EXCEPTION_25",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_26,        "EXCEPTION_26",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_27,        "EXCEPTION_27",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_28,        "EXCEPTION_28",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_29,        "EXCEPTION_29",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_30,        "EXCEPTION_30",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_EXCEPTION_31,        "EXCEPTION_31",        "of the exceptions only #DB is intercepted")                                      \
+  X (HV_SVM_EXIT_INTR,                "INTR",                "physical interrupts go to the root")                                             \
+  X (HV_SVM_EXIT_SMI,                 "SMI",                 "SMIs go to the firmware's handler")                                              \
+  X (HV_SVM_EXIT_VINTR,               "VINTR",               "no virtual interrupts are posted to the root")                                   \
+  X (HV_SVM_EXIT_CR0_SEL_WRITE,       "CR0_SEL_WRITE",       "CR writes are not intercepted")                                                  \
+  X (HV_SVM_EXIT_IDTR_READ,           "IDTR_READ",           "descriptor table instructions are not intercepted")                              \
+  X (HV_SVM_EXIT_GDTR_READ,           "GDTR_READ",           "descriptor table instructions are not intercepted")                              \
+  X (HV_SVM_EXIT_LDTR_READ,           "LDTR_READ",           "descriptor table instructions are not intercepted")                              \
+  X (HV_SVM_EXIT_TR_READ,             "TR_READ",             "descriptor table instructions are not intercepted")                              \
+  X (HV_SVM_EXIT_IDTR_WRITE,          "IDTR_WRITE",          "descriptor table instructions are not intercepted")                              \
+  X (HV_SVM_EXIT_GDTR_WRITE,          "GDTR_WRITE",          "descriptor table instructions are not intercepted")                              \
+  X (HV_SVM_EXIT_LDTR_WRITE,          "LDTR_WRITE",          "descriptor table instructions are not intercepted")                              \
+  X (HV_SVM_EXIT_TR_WRITE,            "TR_WRITE",            "descriptor table instructions are not intercepted")                              \
+  X (HV_SVM_EXIT_RDTSC,               "RDTSC",               "RDTSC is not intercepted")                                                       \
+  X (HV_SVM_EXIT_RDPMC,               "RDPMC",               "RDPMC is not intercepted")                                                       \
+  X (HV_SVM_EXIT_PUSHF,               "PUSHF",               "PUSHF is not intercepted")                                                       \
+  X (HV_SVM_EXIT_POPF,                "POPF",                "POPF is not intercepted")                                                        \
+  X (HV_SVM_EXIT_RSM,                 "RSM",                 "RSM is not intercepted")                                                         \
+  X (HV_SVM_EXIT_SWINT,               "SWINT",               "INT n is not intercepted")                                                       \
+  X (HV_SVM_EXIT_PAUSE,               "PAUSE",               "PAUSE is not intercepted")                                                       \
+  X (HV_SVM_EXIT_HLT,                 "HLT",                 "HLT is not intercepted")                                                         \
+  X (HV_SVM_EXIT_INVLPG,              "INVLPG",              "INVLPG is not intercepted")                                                      \
+  X (HV_SVM_EXIT_IOIO,                "IOIO",                "port accesses are not intercepted")                                              \
+  X (HV_SVM_EXIT_TASK_SWITCH,         "TASK_SWITCH",         "task switches are not intercepted")                                              \
+  X (HV_SVM_EXIT_FERR_FREEZE,         "FERR_FREEZE",         "FERR freeze is not intercepted")                                                 \
+  X (HV_SVM_EXIT_RDTSCP,              "RDTSCP",              "RDTSCP is not intercepted")                                                      \
+  X (HV_SVM_EXIT_ICEBP,               "ICEBP",               "INT1 is not intercepted")                                                        \
+  X (HV_SVM_EXIT_WBINVD,              "WBINVD",              "WBINVD is not intercepted")                                                      \
+  X (HV_SVM_EXIT_MONITOR,             "MONITOR",             "MONITOR is not intercepted")                                                     \
+  X (HV_SVM_EXIT_MWAIT,               "MWAIT",               "MWAIT is not intercepted")                                                       \
+  X (HV_SVM_EXIT_MWAIT_ARMED,         "MWAIT_ARMED",         "MWAIT is not intercepted")                                                       \
+  X (HV_SVM_EXIT_XSETBV,              "XSETBV",              "XSETBV is not intercepted: XCR0 is the root's own, and the processor checks it") \
+  X (HV_SVM_EXIT_RDPRU,               "RDPRU",               "RDPRU is not intercepted")                                                       \
+  X (HV_SVM_EXIT_EFER_WRITE_TRAP,     "EFER_WRITE_TRAP",     "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR0_WRITE_TRAP,      "CR0_WRITE_TRAP",      "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR1_WRITE_TRAP,      "CR1_WRITE_TRAP",      "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR2_WRITE_TRAP,      "CR2_WRITE_TRAP",      "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR3_WRITE_TRAP,      "CR3_WRITE_TRAP",      "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR4_WRITE_TRAP,      "CR4_WRITE_TRAP",      "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR5_WRITE_TRAP,      "CR5_WRITE_TRAP",      "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR6_WRITE_TRAP,      "CR6_WRITE_TRAP",      "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR7_WRITE_TRAP,      "CR7_WRITE_TRAP",      "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR8_WRITE_TRAP,      "CR8_WRITE_TRAP",      "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR9_WRITE_TRAP,      "CR9_WRITE_TRAP",      "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR10_WRITE_TRAP,     "CR10_WRITE_TRAP",     "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR11_WRITE_TRAP,     "CR11_WRITE_TRAP",     "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR12_WRITE_TRAP,     "CR12_WRITE_TRAP",     "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR13_WRITE_TRAP,     "CR13_WRITE_TRAP",     "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR14_WRITE_TRAP,     "CR14_WRITE_TRAP",     "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_CR15_WRITE_TRAP,     "CR15_WRITE_TRAP",     "write traps are not set")                                                        \
+  X (HV_SVM_EXIT_INVLPGB,             "INVLPGB",             "INVLPGB is not intercepted")                                                     \
+  X (HV_SVM_EXIT_INVLPGB_ILLEGAL,     "INVLPGB_ILLEGAL",     "INVLPGB is not intercepted")                                                     \
+  X (HV_SVM_EXIT_INVPCID,             "INVPCID",             "INVPCID is not intercepted")                                                     \
+  X (HV_SVM_EXIT_MCOMMIT,             "MCOMMIT",             "MCOMMIT is not intercepted")                                                     \
+  X (HV_SVM_EXIT_TLBSYNC,             "TLBSYNC",             "TLBSYNC is not intercepted")                                                     \
+  X (HV_SVM_EXIT_BUSLOCK,             "BUSLOCK",             "bus locks are not counted")                                                      \
+  X (HV_SVM_EXIT_IDLE_HLT,            "IDLE_HLT",            "HLT is not intercepted")                                                         \
+  X (HV_SVM_EXIT_AVIC_INCOMPLETE_IPI, "AVIC_INCOMPLETE_IPI", "AVIC is off")                                                                    \
+  X (HV_SVM_EXIT_AVIC_NOACCEL,        "AVIC_NOACCEL",        "AVIC is off")                                                                    \
+  X (HV_SVM_EXIT_VMGEXIT,             "VMGEXIT",             "SEV-ES is off")                                                                  \
+  X (HV_SVM_EXIT_BUSY,                "BUSY",                "SEV-SNP is off")                                                                 \
+  X (HV_SVM_EXIT_IDLE_REQUIRED,       "IDLE_REQUIRED",       "SEV-SNP is off")                                                                 \
   X (HV_SVM_EXIT_INVALID_PMC,         "INVALID_PMC",         "virtual performance counters are off")
 
 #endif // HV_SVM_EXIT_H_

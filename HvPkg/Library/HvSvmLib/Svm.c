@@ -265,12 +265,9 @@ SvmVcpuInit (
   Control = &Vmcb (Vcpu)->Control;
   // INVD would lose what the host has in its caches. The SVM instructions do not exist for the root: they raise #UD
   // by themselves only while EFER.SVME is 0.
-  Control->Intercept3 = HV_SVM_INTERCEPT3_NMI | HV_SVM_INTERCEPT3_INIT | HV_SVM_INTERCEPT3_CPUID |
-                        HV_SVM_INTERCEPT3_INVD | HV_SVM_INTERCEPT3_INVLPGA | HV_SVM_INTERCEPT3_MSR_PROT |
-                        HV_SVM_INTERCEPT3_SHUTDOWN;
-  Control->Intercept4 = HV_SVM_INTERCEPT4_VMRUN | HV_SVM_INTERCEPT4_VMMCALL | HV_SVM_INTERCEPT4_VMLOAD |
-                        HV_SVM_INTERCEPT4_VMSAVE | HV_SVM_INTERCEPT4_STGI | HV_SVM_INTERCEPT4_CLGI |
-                        HV_SVM_INTERCEPT4_SKINIT;
+  Control->Intercept3    = HV_SVM_ROOT_INTERCEPT3;
+  Control->Intercept4    = HV_SVM_ROOT_INTERCEPT4;
+  Control->Intercept5    = HV_SVM_ROOT_INTERCEPT5;
   Control->MsrpmBase     = (UINTN)Vcpu->Vm->Shared;
   Control->GuestAsid     = SVM_ROOT_ASID;
   Control->TlbControl    = HV_SVM_TLB_FLUSH_ALL;

@@ -99,6 +99,7 @@ class HardwareExit:
     kind: str
     kind_if_info1: str
     impossible: str
+    on_demand: bool
     section: str
 
 
@@ -115,20 +116,45 @@ def _read_exits(spec: Spec, table: Row, section: str, width: int) -> list[Hardwa
         kind = spec.kind(row, "kind") if row.has("kind") else ""
         other = spec.kind(row, "kind_if_info1") if row.has("kind_if_info1") else kind
         impossible = row.text("impossible", "")
+        on_demand = row.flag("on_demand")
         code = row.number("code")
         where = row.section(section)
         for index in range(count):
             name = pattern.replace("{n}", str(first + index))
             check_name(row, name, "upper")
-            result.append(HardwareExit(name, (code + index) % (1 << width), kind, other, impossible, where))
+            result.append(HardwareExit(name, (code + index) % (1 << width), kind, other, impossible, on_demand, where))
         row.done()
     refuse_duplicates(table, [item.name for item in result], "exit")
     refuse_duplicates(table, [f"code {item.code:#x}" for item in result], "exit")
     return result
 
 
-def _exit_files(spec: Spec, file: str, width: int, python: str, page: str, info1: bool) -> Files:
-    """Return the files of a table of exit codes; with `info1` a code has a second kind, for EXITINFO1 other than 0."""
+SVM_INTERCEPT_WORDS = {0x60: 3, 0x80: 4, 0xA0: 5}
+"""First exit code of each word whose bits are in the order of the codes (APM2 Table B-1, Table C-1)."""
+SVM_INTERCEPT_NAMES = {"IOIO": "IOIO_PROT", "MSR": "MSR_PROT"}
+"""Exits that the table of exit codes calls otherwise than the table of intercepts."""
+
+
+def _root_intercepts(spec: Spec, table: Row, items: list[HardwareExit]) -> list[str]:
+    """Return the intercept words that make exactly the exits that have a kind possible."""
+    lines: list[str] = []
+    for first, word in SVM_INTERCEPT_WORDS.items():
+        names: list[str] = []
+        for item in items:
+            bit = item.code - first
+            if not 0 <= bit < 32 or (word, bit) not in spec.intercepts:
+                continue
+            name = f"HV_SVM_INTERCEPT{word}_{SVM_INTERCEPT_NAMES.get(item.name, item.name)}"
+            if spec.intercepts[word, bit] != name:
+                table.fail(f"exit {item.name} has code {item.code:#x}, whose intercept is {spec.intercepts[word, bit]}")
+            if item.kind and not item.on_demand:
+                names.append(name)
+        lines += [f"#define HV_SVM_ROOT_INTERCEPT{word} \\", f"  ({' | '.join(names) or '0'})"]
+    return [*c_title("intercepts that are always set for the root, of HvVmcb.h", "HvPkg"), *lines, ""]
+
+
+def _exit_files(spec: Spec, file: str, width: int, python: str, page: str, svm: bool) -> Files:
+    """Return the files of a table of exit codes; SVM has a second kind for EXITINFO1 other than 0, and intercepts."""
     table, head, row = spec.load(file)
     prefix = row.name("prefix", "upper")
     section = row.section()
@@ -141,13 +167,15 @@ def _exit_files(spec: Spec, file: str, width: int, python: str, page: str, info1
     ]
     defined_once(table, [*constants, *group_constants(groups)])
     body = ["#include <Generated/HvExitKind.h>", "", *c_title("exit codes", section), *c_defines(constants, width), ""]
-    if not info1 and any(item.kind != item.kind_if_info1 for item in items):
-        table.fail("kind_if_info1 has no meaning here")
+    if svm:
+        body += _root_intercepts(spec, table, items)
+    elif any(item.kind != item.kind_if_info1 or item.on_demand for item in items):
+        table.fail("kind_if_info1 and on_demand have no meaning here")
     body += c_xmacro(
         f"{prefix}_LIST",
-        f"X (code, kind, {'kind if EXITINFO1 is not 0, ' if info1 else ''}name): the codes that can arrive.",
+        f"X (code, kind, {'kind if EXITINFO1 is not 0, ' if svm else ''}name): the codes that can arrive.",
         [
-            [f"{prefix}_{item.name}", item.kind, *([item.kind_if_info1] if info1 else []), f'"{item.name}"']
+            [f"{prefix}_{item.name}", item.kind, *([item.kind_if_info1] if svm else []), f'"{item.name}"']
             for item in items
             if item.kind
         ],
@@ -187,12 +215,12 @@ def _exit_files(spec: Spec, file: str, width: int, python: str, page: str, info1
 
 def svm_exit(spec: Spec) -> Files:
     """SVM exit codes and their neutral kinds."""
-    return _exit_files(spec, "svm_exit.toml", 64, "svm_exit.py", "SvmExits.md", info1=True)
+    return _exit_files(spec, "svm_exit.toml", 64, "svm_exit.py", "SvmExits.md", svm=True)
 
 
 def vmx_exit(spec: Spec) -> Files:
     """VMX basic exit reasons, their neutral kinds, and the words that describe an exit."""
-    return _exit_files(spec, "vmx_exit.toml", 16, "vmx_exit.py", "VmxExits.md", info1=False)
+    return _exit_files(spec, "vmx_exit.toml", 16, "vmx_exit.py", "VmxExits.md", svm=False)
 
 
 def vmx_controls(spec: Spec) -> Files:

@@ -225,7 +225,9 @@ def options(spec: Spec) -> Files:
             ]
         )
         python += [f"    {py_string(name)}: Option(", f"        kind={py_string(kind)},"]
-        python.append("        choices=(" + "".join(f"{py_string(choice)}, " for choice in choices).rstrip() + "),")
+        python.append(
+            "        choices=(" + ", ".join(map(py_string, choices)) + ("," if len(choices) == 1 else "") + "),"
+        )
         python += [
             f"        minimum={low},",
             f"        maximum={high},",
@@ -406,7 +408,7 @@ def hypercall(spec: Spec) -> Files:
         [(py_string(name), f"0x{magic | number:X}") for name, number, *_ in calls],
         "RAX of each call, by name.",
     )
-    page = ["`VMCALL` or `VMMCALL` at CPL 0, RAX as below.", ""]
+    page = ["`VMCALL` or `VMMCALL` with RAX as below. At another CPL than 0, or without the magic: #UD.", ""]
     page += md_table(
         ["RAX", "name", "does", "returns in RAX"],
         [[f"0x{magic | number:08X}", name, text, back] for name, number, text, back in calls],

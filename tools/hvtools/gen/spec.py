@@ -9,7 +9,18 @@ from pathlib import Path
 
 from hvtools.gen import emit
 from hvtools.gen.emit import camel, py_constants, py_dict, py_string
-from hvtools.gen.table import SCALARS, Constant, Group, Head, Row, Struct, load, read_head, refuse_duplicates
+from hvtools.gen.table import (
+    SCALARS,
+    Constant,
+    Group,
+    Head,
+    Row,
+    Struct,
+    load,
+    read_groups,
+    read_head,
+    refuse_duplicates,
+)
 
 Files = dict[str, str]
 """Generated texts by file name; the end of the name says in which folder it belongs."""
@@ -48,6 +59,18 @@ class Spec:
         levels = head.strings("levels")
         refuse_duplicates(head, levels, "level")
         return levels
+
+    @cached_property
+    def intercepts(self) -> dict[tuple[int, int], str]:
+        """C names of the intercepts of vmcb.toml by (word, bit), where one bit is one intercept."""
+        table, _, _ = self.load("vmcb.toml")
+        return {
+            (int(group.prefix[-1]), low): f"{group.prefix}_{name}"
+            for group in read_groups(table)
+            if group.prefix.startswith("HV_SVM_INTERCEPT")
+            for name, low, high, _ in group.fields
+            if low == high
+        }
 
     def kind(self, row: Row, key: str) -> str:
         """Return the C name of the exit kind that a row names."""

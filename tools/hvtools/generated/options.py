@@ -31,7 +31,7 @@ class Option(NamedTuple):
 OPTIONS: dict[str, Option] = {
     "nested_page": Option(
         kind="choice",
-        choices=("auto", "4k", "2m", "1g",),
+        choices=("auto", "4k", "2m", "1g"),
         minimum=0,
         maximum=3,
         none=False,
@@ -41,7 +41,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "log": Option(
         kind="choice",
-        choices=("error", "warn", "info", "debug",),
+        choices=("error", "warn", "info", "debug"),
         minimum=0,
         maximum=3,
         none=False,

@@ -188,6 +188,7 @@ KINDS: dict[int, str] = {
     0x63: "HvExitInit",
     0x72: "HvExitCpuid",
     0x74: "HvExitIret",
+    0x76: "HvExitInvd",
     0x7A: "HvExitVirtInstruction",
     0x7C: "HvExitRdmsr",
     0x7F: "HvExitShutdown",
@@ -198,7 +199,6 @@ KINDS: dict[int, str] = {
     0x84: "HvExitVirtInstruction",
     0x85: "HvExitVirtInstruction",
     0x86: "HvExitVirtInstruction",
-    0x8D: "HvExitXsetbv",
     0x400: "HvExitNestedFault",
     0xFFFFFFFFFFFFFFFF: "HvExitEntryFailed",
 }
