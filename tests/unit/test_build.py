@@ -350,7 +350,7 @@ def test_stuart_builds_what_changed(tmp_path: Path) -> None:
     )
     source = package / "Trial.c"
     source.write_text(
-        "#include <Uefi.h>\n#include <Trial.h>\nCONST CHAR8 *gTrial = TRIAL;\n"
+        "#include <Uefi.h>\n#include <Trial.h>\nCONST CHAR8 *volatile  gTrial = TRIAL;\n"
         "EFI_STATUS EFIAPI _ModuleEntryPoint (EFI_HANDLE I, EFI_SYSTEM_TABLE *S) { return (UINTN)gTrial[0]; }\n"
     )
     header = package / "Include" / "Trial.h"
