@@ -44,8 +44,8 @@ typedef struct {
   @param[in]  Address      Physical address.
   @param[out] Type         HV_MEMORY_*.
   @param[out] UniformEnd   All addresses from Address to UniformEnd, exclusive, have this type and give the same status.
-                           It is the next change, or 1 << AddressBits; after 64 boundaries at which the type stays the
-                           same the search ends there.
+                           It is the next change, or 1 << AddressBits. Only masks with gaps can make it fall short of
+                           the next change: the search ends after 256 boundaries at which the type stays the same.
 
   @retval RETURN_SUCCESS            Type and UniformEnd are set.
   @retval RETURN_COMPROMISED_DATA   Type (UC) and UniformEnd are set, but the registers contradict each other (overlap of

@@ -13,7 +13,12 @@
 #define HV_FIXED_TYPE_MASK     0x07u  // AMD has RdMem and WrMem in bits 4:3 (APM2 7.9.1)
 #define HV_FIXED_TYPES         8      // Ranges in one register
 #define HV_FIXED_END           SIZE_1MB
-#define HV_MERGE_LIMIT         64
+
+//
+// More boundaries than the 88 fixed ranges and the two ends of each variable range can make together. Only a mask with
+// gaps has more.
+//
+#define HV_MERGE_LIMIT  256
 
 #define HV_TYPE_BIT(Type)  (1u << (Type))
 #define HV_RESERVED_TYPE   BIT31
