@@ -25,6 +25,7 @@ TARGETS = ("DEBUG", "RELEASE")
 TOOL_CHAIN = "GCC5"
 SETTINGS = "stuart_settings.py"
 _STATE = "hv-built.json"
+_REWRITTEN = b"# Updated \n"
 _LEVEL = re.compile(r"^(ERROR|CRITICAL|WARNING|INFO|PROGRESS|DEBUG)\s*-\s*|^Compiler #\S+ from ")
 _MESSAGE = re.compile(r"\.\w+\S*\(?[:(]\d+.*\b(error|warning)\b|undefined reference|^ld: |multiple definition")
 
@@ -104,6 +105,7 @@ def ensure_built(target: str = "DEBUG", workspace: Path = ROOT, force: bool = Fa
             ui.info("a source is older than what was built from it, or EDK2 or the compiler changed: building anew")
             clean(workspace)
         (folder / _STATE).unlink(missing_ok=True)
+        _drop_unfinished(folder)
         _stuart(target, workspace)
         # What was read before the build: an edit meanwhile makes the next run build again.
         (folder / _STATE).write_text(json.dumps(wanted, indent=1) + "\n")
@@ -117,6 +119,19 @@ def _make_would_miss(workspace: Path, folder: Path, built: dict[str, str], wante
     then = (folder / _STATE).stat().st_mtime_ns
     changed = [name for name in wanted if name and built.get(name) not in (None, wanted[name])]
     return any((workspace / name).stat().st_mtime_ns <= then for name in changed)
+
+
+def _drop_unfinished(folder: Path) -> None:
+    """Removes what a build that failed or was cut off compiled.
+
+    EDK2 rewrites the compiler's dependency files after make succeeded. Until then they name a target that its
+    makefile does not have, so that the next build would not see a header that was corrected meanwhile.
+    """
+    for depends in folder.rglob("*.deps"):
+        if not depends.read_bytes().endswith(_REWRITTEN):
+            stem = depends.name.partition(".")[0]
+            for made in depends.parent.glob(f"{stem}.*"):
+                made.unlink(missing_ok=True)
 
 
 def clean(workspace: Path) -> None:
