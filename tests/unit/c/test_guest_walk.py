@@ -313,8 +313,18 @@ def test_every_combination_of_rights(walker: Walker) -> None:
     linear = 0x7F12_3456_7ABC
     seen = set()
     for rw1, us1, nx1, rw2, us2, nx2, wp, smep, smap, ac, user, pke, disable in every_right():
-        guest = Guest("long4", PG | 1 | WP * wp, 0x1000, PAE | SMEP * smep | SMAP * smap | PKE * pke, LMA | NXE, AC * ac,
-                      (disable + 1) << 10, 3 * user, 40, True)  # fmt: skip
+        guest = Guest(
+            mode="long4",
+            cr0=1 | PG | WP * wp,
+            cr3=0x1000,
+            cr4=PAE | SMEP * smep | SMAP * smap | PKE * pke,
+            efer=LMA | NXE,
+            rflags=AC * ac,
+            pkru=(disable + 1) << 10,
+            cpl=3 * user,
+            width=40,
+            page1g=True,
+        )
         high = P | RW * rw1 | US * us1 | NX * nx1
         low = P | RW * rw2 | US * us2 | NX * nx2 | 5 << 59
         for address, shift, entry in (
