@@ -250,8 +250,9 @@ def linears(draw: st.DrawFn, mode: str) -> int:
 ENTRY_FLAGS = st.sets(st.sampled_from((1, 2, 3, 4, 5, 6, 8, 9)), max_size=5).map(lambda s: sum(1 << n for n in s))
 
 
-def build(draw: st.DrawFn, guest: Guest, linear: int) -> None:
+def build(data: st.DataObject, guest: Guest, linear: int) -> None:
     """Lays tables for one address into the guest's memory."""
+    draw = data.draw
     small = guest.mode == "legacy"
     limit = 1 << (32 if small else guest.width)
     frames = st.integers(1, (limit >> 12) - 1).map(lambda n: n << 12)
@@ -298,7 +299,7 @@ def test_translation(walker: Walker, data: st.DataObject) -> None:
     mode = data.draw(MODES)
     guest = data.draw(guests(mode))
     linear = data.draw(linears(mode))
-    build(data.draw, guest, linear)
+    build(data, guest, linear)
     for access in (READ, WRITE, FETCH, READ | SYSTEM, WRITE | SYSTEM):
         assert walker.walk(guest, linear, access) == model(guest, linear, access)
 
@@ -352,11 +353,11 @@ def test_fetch(walker: Walker, data: st.DataObject) -> None:
     if data.draw(st.booleans()):
         linear = linear & ~0xFFF | data.draw(st.integers(0xFF0, 0xFFF))
     wrap = 1 << (64 if guest.efer & LMA else 32)
-    build(data.draw, guest, linear)
+    build(data, guest, linear)
     first = guest.cr3, guest.pdpte
     if data.draw(st.booleans()):
         # The next page has an own entry where it has an own place in the table of the lowest level.
-        build_next(data.draw, guest, linear)
+        build_next(data, guest, linear)
     assert (guest.cr3, guest.pdpte) == first
     if data.draw(st.integers(0, 7)) == 0 and (answer := model(guest, linear, FETCH)).kind == "ok":
         guest.holes.add(answer.gpa >> 12)
@@ -387,7 +388,7 @@ def test_fetch(walker: Walker, data: st.DataObject) -> None:
         assert (walker.fault.ErrorCode, walker.fault.Cr2) == (0, 0)
 
 
-def build_next(draw: st.DrawFn, guest: Guest, linear: int) -> None:
+def build_next(data: st.DataObject, guest: Guest, linear: int) -> None:
     """Gives the page after an address an entry of its own, in the page table that exists."""
     if guest.mode == "none":
         return
@@ -404,7 +405,7 @@ def build_next(draw: st.DrawFn, guest: Guest, linear: int) -> None:
             entry = int.from_bytes(guest.peek(table + index * size, size), "little")
         table = entry & 0x000F_FFFF_FFFF_F000
     if linear >> 12 & mask != mask:
-        entry = draw(st.integers(1, 0xFFFFF)) << 12 | draw(st.sampled_from((0, P, P | US, P | US | RW)))
+        entry = data.draw(st.integers(1, 0xFFFFF)) << 12 | data.draw(st.sampled_from((0, P, P | US, P | US | RW)))
         guest.write(table + ((linear >> 12 & mask) + 1) * size, entry, size)
 
 
@@ -440,5 +441,5 @@ def test_bad_parameters(walker: Walker) -> None:
 def test_constants(hv: HostLibrary) -> None:
     names = ("HV_ACCESS_READ", "HV_ACCESS_WRITE", "HV_ACCESS_FETCH", "HV_ACCESS_SYSTEM")
     assert [hv.constants[name] for name in names] == [READ, WRITE, FETCH, SYSTEM]
-    names = ("PRESENT", "WRITE", "USER", "RESERVED", "FETCH", "KEY")
-    assert [hv.constants[f"HV_PF_{name}"] for name in names] == [1 << n for n in range(6)]
+    errors = ("PRESENT", "WRITE", "USER", "RESERVED", "FETCH", "KEY")
+    assert [hv.constants[f"HV_PF_{name}"] for name in errors] == [1 << n for n in range(6)]
