@@ -49,10 +49,11 @@ struct _HV_BACKEND_OPS {
   /// Prepares the pages of a VM (permission maps). Boot.
   VOID (*VmInit)(IN HV_HOST *Host, IN OUT HV_VM *Vm);
 
-  /// Root mode on for this processor. On error Cpu->LaunchReason and LaunchDetail are set. Host.
+  /// Root mode on for this processor, before HvHostLoad. On error nothing has changed, and Cpu->LaunchReason and
+  /// LaunchDetail are set. Host.
   RETURN_STATUS (*CpuOn)(IN OUT HV_CPU *Cpu);
 
-  /// Root mode off. Host.
+  /// Root mode off, after HvHostRestore. Host.
   VOID (*CpuOff)(IN OUT HV_CPU *Cpu);
 
   /// Makes the vCPU's control blocks with this state. Host.

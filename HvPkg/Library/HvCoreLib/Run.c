@@ -241,34 +241,35 @@ HvCoreLaunch (
   Cpu->Bsp    = (BOOLEAN)((ApicBase & HV_APIC_BASE_BSP) != 0);
 
   HvHostCapture (&State);
+  Status = Ops->CpuOn (Cpu);
+  if (RETURN_ERROR (Status)) {
+    return Status;
+  }
+
   HvHostLoad (Cpu);
   if (!Cpu->X2Apic) {
     Cpu->Apic.Ldr = HvHostApicRead (Cpu, HV_APIC_REG_LDR);
     Cpu->Apic.Dfr = HvHostApicRead (Cpu, HV_APIC_REG_DFR);
   }
 
-  Status = Ops->CpuOn (Cpu);
-  if (!RETURN_ERROR (Status)) {
-    ZeroMem (&Vcpu->Regs, sizeof (Vcpu->Regs));
-    Vcpu->Regs.Rip    = Cpu->LaunchRip;
-    Vcpu->Regs.Rsp    = Cpu->LaunchRsp;
-    Vcpu->Regs.Rflags = HV_RFLAGS_ONE;
-    Ops->VcpuInit (Vcpu, &State);
-    if (Cpu->Index == Host->FailCpu) {
-      Cpu->LaunchReason = "option fail_cpu";
-      Cpu->LaunchDetail = Host->FailCpu;
-      Status            = RETURN_ABORTED;
-    } else {
-      Cpu->State = HvMpRunning;
-      InterlockedIncrement (&Host->Status->Virtualised);
-      Status = HvCoreRun (Cpu);
-      InterlockedDecrement (&Host->Status->Virtualised);
-      Cpu->State = HvMpNative;
-    }
-
-    Ops->CpuOff (Cpu);
+  ZeroMem (&Vcpu->Regs, sizeof (Vcpu->Regs));
+  Vcpu->Regs.Rip    = Cpu->LaunchRip;
+  Vcpu->Regs.Rsp    = Cpu->LaunchRsp;
+  Vcpu->Regs.Rflags = HV_RFLAGS_ONE;
+  Ops->VcpuInit (Vcpu, &State);
+  if (Cpu->Index == Host->FailCpu) {
+    Cpu->LaunchReason = "option fail_cpu";
+    Cpu->LaunchDetail = Host->FailCpu;
+    Status            = RETURN_ABORTED;
+  } else {
+    Cpu->State = HvMpRunning;
+    InterlockedIncrement (&Host->Status->Virtualised);
+    Status = HvCoreRun (Cpu);
+    InterlockedDecrement (&Host->Status->Virtualised);
+    Cpu->State = HvMpNative;
   }
 
   HvHostRestore (&State);
+  Ops->CpuOff (Cpu);
   return Status;
 }

@@ -108,7 +108,7 @@ SvmCpuOn (
   AsmWriteMsr64 (HV_MSR_EFER, Efer | HV_EFER_SVME);
   AsmWriteMsr64 (HV_MSR_VM_HSAVE_PA, (UINTN)CpuPage (Cpu, SVM_PAGE_HSAVE));
   __asm__ __volatile__ ("clgi" : : : "memory");
-  __asm__ __volatile__ ("vmsave" : : "a" (CpuPage (Cpu, SVM_PAGE_HOST)) : "memory");
+  __asm__ __volatile__ ("vmsave" : : "a" (CpuPage (Cpu, SVM_PAGE_NATIVE)) : "memory");
   return RETURN_SUCCESS;
 }
 
@@ -118,6 +118,8 @@ SvmCpuOff (
   IN OUT HV_CPU  *Cpu
   )
 {
+  // A null TR, as firmware may have it, cannot be loaded by any other instruction.
+  __asm__ __volatile__ ("vmload" : : "a" (CpuPage (Cpu, SVM_PAGE_NATIVE)) : "memory");
   __asm__ __volatile__ ("stgi" : : : "memory");
   AsmWriteMsr64 (HV_MSR_VM_HSAVE_PA, 0);
   AsmWriteMsr64 (HV_MSR_EFER, AsmReadMsr64 (HV_MSR_EFER) & ~HV_EFER_SVME);
@@ -261,6 +263,7 @@ SvmVcpuInit (
   Vcpu->Hw     = CpuPage (Vcpu->Cpu, SVM_PAGE_GUEST);
   Vcpu->HostHw = CpuPage (Vcpu->Cpu, SVM_PAGE_HOST);
   ZeroMem (Vcpu->Hw, sizeof (HV_VMCB));
+  __asm__ __volatile__ ("vmsave" : : "a" (Vcpu->HostHw) : "memory");
 
   Control = &Vmcb (Vcpu)->Control;
   // INVD would lose what the host has in its caches. The SVM instructions do not exist for the root: they raise #UD
@@ -478,11 +481,10 @@ SvmLeave (
   SvmStateGet (Vcpu, HV_STATE_ALL, &State);
   HvHostRestore (&State);
 
-  // The hidden parts of FS, GS, TR and LDTR, which no load of a selector gives back.
-  __asm__ __volatile__ ("vmload" : : "a" (Vcpu->Hw) : "memory");
   AsmWriteMsr64 (HV_MSR_PAT, State.Pat);
   AsmWriteDr6 (State.Dr6);
   AsmWriteDr7 (State.Dr7);
+  CopyMem (CpuPage (Vcpu->Cpu, SVM_PAGE_NATIVE), Vcpu->Hw, sizeof (HV_VMCB));
   SvmCpuOff (Vcpu->Cpu);
   HvHostJump (&Vcpu->Regs, State.Segment[HvSegmentCs].Selector, State.Segment[HvSegmentSs].Selector);
 }

@@ -20,10 +20,11 @@
 #include <Generated/HvVmcb.h>
 
 // Of each processor's pages.
-#define SVM_PAGE_GUEST  0 // the root vCPU's VMCB
-#define SVM_PAGE_HOST   1 // what VMLOAD brings back after an exit
-#define SVM_PAGE_HSAVE  2 // what #VMEXIT brings back (APM2 15.5.1)
-#define SVM_CPU_PAGES   3
+#define SVM_PAGE_GUEST   0 // the root vCPU's VMCB
+#define SVM_PAGE_HOST    1 // what VMLOAD brings back after an exit
+#define SVM_PAGE_HSAVE   2 // what #VMEXIT brings back (APM2 15.5.1)
+#define SVM_PAGE_NATIVE  3 // what VMLOAD gives back to a processor that leaves
+#define SVM_CPU_PAGES    4
 
 #define SVM_MSRPM_PAGES  2 // APM2 15.11
 
