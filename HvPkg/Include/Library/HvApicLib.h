@@ -1,7 +1,7 @@
 /** @file
   The local APIC's interrupt command register: what an IPI says and which processors it reaches.
 
-  SDM APIC.x is section x of the chapter "Advanced Programmable Interrupt Controller (APIC)" of SDM Volume 3A: chapter 10
+  SDM APIC.x is section x of chapter "Advanced Programmable Interrupt Controller (APIC)" of SDM Volume 3A: chapter 10
   in revisions before "User Interrupts" became chapter 7, then 11, 12 in revisions that also have "Linear-Address
   Pre-Processing"; the sections within it kept their numbers. APM2 is AMD 24593, chapter 16.
 

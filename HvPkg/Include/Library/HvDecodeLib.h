@@ -141,7 +141,7 @@ typedef struct {
   HV_OP        Op;
   HV_FORM      Form;
   UINT8        OperandSize;    ///< Bytes: 1, 2, 4, 8. For instructions without data, what the prefixes say.
-  UINT8        SourceSize;     ///< Bytes of Rm; differs from OperandSize for MOVZX and MOVSX, SMSW and LMSW to memory (2)
+  UINT8        SourceSize;     ///< Bytes of Rm; differs from OperandSize only for MOVZX and MOVSX
   UINT8        AddressSize;    ///< Bytes: 2, 4, 8
   BOOLEAN      Lock;
   UINT8        Rep;            ///< HV_REP_*: the prefix, if it means a repetition (string instructions); else NONE

@@ -4,7 +4,8 @@
   SDM 11.11 is "Memory Type Range Registers (MTRRs)" of SDM Volume 3A, numbered as in revisions before "User Interrupts"
   became chapter 7 (12.11 or 13.11 later; its subsections kept their numbers). APM2 (AMD 24593) 7.7.
 
-  AMD's SYSCFG.Tom2ForceMemTypeWB (APM2 7.9) is not looked at: nested paging on AMD processors applies the MTRRs by itself.
+  AMD's SYSCFG.Tom2ForceMemTypeWB (APM2 7.9) is not looked at: with nested paging AMD processors apply the MTRRs by
+  themselves.
 
   Copyright (c) HvPkg contributors.<BR>
   SPDX-License-Identifier: BSD-2-Clause-Patent
@@ -27,7 +28,7 @@
 #define HV_MTRR_MASK_VALID             BIT11
 
 typedef struct {
-  UINT64    DefType;                       ///< MSR 2FFh. Where IA32_MTRRCAP says that there are no fixed ranges, clear bit 10.
+  UINT64    DefType;                       ///< MSR 2FFh. Without fixed ranges (IA32_MTRRCAP) clear bit 10.
   UINT64    Fixed[HV_MTRR_FIXED_COUNT];    ///< MSRs 250h, 258h, 259h, 268h, 269h, ... 26Fh
   UINT32    VariableCount;                 ///< IA32_MTRRCAP.VCNT, at most HV_MTRR_VARIABLE_MAX
   UINT64    Base[HV_MTRR_VARIABLE_MAX];    ///< MSRs 200h, 202h, ...
@@ -48,8 +49,8 @@ typedef struct {
                            the next change: the search ends after 256 boundaries at which the type stays the same.
 
   @retval RETURN_SUCCESS            Type and UniformEnd are set.
-  @retval RETURN_COMPROMISED_DATA   Type (UC) and UniformEnd are set, but the registers contradict each other (overlap of
-                                    types without a precedence) or contain a reserved type: the manuals leave it undefined.
+  @retval RETURN_COMPROMISED_DATA   Type (UC) and UniformEnd are set, but the manuals leave undefined what the registers
+                                    say: types overlap that have no precedence, or a type is reserved.
   @retval RETURN_INVALID_PARAMETER  A pointer is NULL, AddressBits or VariableCount is out of range, or Address is not
                                     below 1 << AddressBits. Nothing is set.
 **/

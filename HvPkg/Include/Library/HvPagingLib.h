@@ -10,7 +10,7 @@
   - Nothing is flushed. After a change of a present entry the caller flushes on every processor that uses the tables.
   - A table page, once linked, stays linked: another processor may hold a pointer to it until it is flushed. So a later
     mapping over a range that already has smaller tables fills these tables; it does not join leaves.
-  - An entry that already says what is wanted is left as it is, so a range that is mapped again as it was splits nothing.
+  - An entry that already says what is wanted is left as it is: a range that is mapped again as it was splits nothing.
   - Before the first entry changes, the pages that the call needs are counted. If the pool has fewer, nothing changes.
 
   Copyright (c) HvPkg contributors.<BR>
@@ -212,7 +212,7 @@ HvPagingMap (
   @retval RETURN_SUCCESS            Nothing in the range is mapped.
   @retval RETURN_INVALID_PARAMETER  The address or the length is not a multiple of 4096.
   @retval RETURN_UNSUPPORTED        The range is beyond AddressBits.
-  @retval RETURN_OUT_OF_RESOURCES   A larger leaf had to be split and the pool has not enough pages. Nothing was changed.
+  @retval RETURN_OUT_OF_RESOURCES   A larger leaf must be split and the pool has not enough pages. Nothing was changed.
 **/
 RETURN_STATUS
 EFIAPI
@@ -235,7 +235,7 @@ HvPagingUnmap (
   @retval RETURN_SUCCESS            Done.
   @retval RETURN_INVALID_PARAMETER  The address or the length is not a multiple of 4096, or the rights are not possible.
   @retval RETURN_UNSUPPORTED        The range is beyond AddressBits, or the format does not have this memory type.
-  @retval RETURN_OUT_OF_RESOURCES   A larger leaf had to be split and the pool has not enough pages. Nothing was changed.
+  @retval RETURN_OUT_OF_RESOURCES   A larger leaf must be split and the pool has not enough pages. Nothing was changed.
 **/
 RETURN_STATUS
 EFIAPI

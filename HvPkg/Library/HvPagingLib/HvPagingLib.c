@@ -525,7 +525,7 @@ HvPagingLinkTable (
   @param[in]     Base   First guest address that the table covers.
 
   @retval RETURN_SUCCESS           Done.
-  @retval RETURN_OUT_OF_RESOURCES  Somebody changed the tables at the same time, and there are not enough pages any more.
+  @retval RETURN_OUT_OF_RESOURCES  Somebody changed the tables at the same time, and the pages are not enough any more.
 **/
 STATIC
 RETURN_STATUS
