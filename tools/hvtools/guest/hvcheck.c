@@ -26,6 +26,7 @@
 #include <sys/signalfd.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <Generated/HvCpuid.h>
@@ -392,6 +393,7 @@ static void init(void)
 	check("end");
 	say("hvcheck: done");
 	sync();
+	tcdrain(STDOUT_FILENO); /* the kernel's last line does not wait for what is queued in the terminal */
 	reboot(RB_POWER_OFF);
 	for (;;)
 		pause();

@@ -29,17 +29,26 @@ def last_lines(text: str, count: int) -> list[str]:
     return [line.rstrip() for line in clean(text).splitlines() if line.strip()][-count:]
 
 
-class _Echo:
-    """Passes console output on to a listener, in the shape of the file that pexpect wants."""
+class _Record:
+    """Writes console output to the log and passes it on to a listener, in the shape of the file that pexpect wants.
 
-    def __init__(self, listener: Callable[[str], None]) -> None:
+    QEMU's own `logfile` does not serve: what it has to send again, because the socket is full, stands there twice.
+    """
+
+    def __init__(self, log: Path, listener: Callable[[str], None] | None) -> None:
+        self._file = log.open("w", encoding="utf-8", newline="")
         self._listener = listener
 
     def write(self, text: str) -> None:
-        self._listener(text)
+        self._file.write(text)
+        if self._listener is not None:
+            self._listener(text)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class SerialConsole:
@@ -50,7 +59,7 @@ class SerialConsole:
 
         Args:
             endpoint: connected stream socket; owned by the console from here on.
-            log: file into which the other side records everything that it sends.
+            log: file into which everything that is read is recorded.
             listener: called with each piece of output.
         """
         self._log = log
@@ -63,8 +72,8 @@ class SerialConsole:
             codec_errors="replace",
             use_poll=True,
         )
-        if listener is not None:
-            self._session.logfile_read = _Echo(listener)
+        self._record = _Record(log, listener)
+        self._session.logfile_read = self._record
 
     def expect(self, patterns: Sequence[re.Pattern[str]], timeout: float) -> tuple[int, re.Match[str]]:
         """Wait for one of `patterns`.
@@ -121,5 +130,6 @@ class SerialConsole:
         return last_lines(self.text(), lines)
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Let go of the socket and of the log."""
         self._endpoint.close()
+        self._record.close()

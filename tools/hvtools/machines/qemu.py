@@ -71,7 +71,7 @@ def qemu_arguments(spec: MachineSpec, firmware: Firmware, wires: Wires) -> list[
     arguments += ["-drive", _option(**flash, unit=1, snapshot="on", file=firmware.variables)]
     arguments += ["-drive", _option(**{"if": "none"}, id="esp", format="raw", snapshot="on", file=spec.disk)]
     arguments += ["-device", "virtio-blk-pci,drive=esp"]
-    arguments += ["-chardev", _option("socket", id="console", fd=wires.console, logfile=spec.console_log)]
+    arguments += ["-chardev", _option("socket", id="console", fd=wires.console)]
     arguments += ["-serial", "chardev:console"]
     arguments += ["-chardev", _option("file", id="second", path=spec.second_serial_log)]
     arguments += ["-serial", "chardev:second"]
