@@ -52,7 +52,7 @@ typedef enum {
 //
 #define HV_MP_ACTION_RESET  0x01u  ///< Apply the INIT state (SDM Volume 3, table "IA-32 and Intel 64 Processor States
                                    ///< Following Power-up, Reset, or INIT"; APM2 14.1.3)
-#define HV_MP_ACTION_BOOT   0x02u  ///< Boot processor after INIT: run from the reset vector, CS base FFFF0000h, IP FFF0h
+#define HV_MP_ACTION_BOOT   0x02u  ///< Boot processor after INIT: from the reset vector, CS base FFFF0000h, IP FFF0h
 #define HV_MP_ACTION_START  0x04u  ///< Run from the SIPI vector: CS selector Vector << 8, base Vector << 12, IP 0
 
 typedef struct {

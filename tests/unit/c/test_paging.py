@@ -287,23 +287,66 @@ def test_what_is_there_already_is_left_alone(hv: HostLibrary, memory: Memory, da
     assert memory.used(tables.pool.Used) == before
 
 
-@settings(deadline=None)
-@given(data=st.data())
-def test_estimate(hv: HostLibrary, memory: Memory, data: st.DataObject) -> None:
-    form = data.draw(st.sampled_from(FORMATS))
-    largest = data.draw(st.sampled_from((1, 2, 3)))
-    wanted = data.draw(st.lists(ranges(form, largest), max_size=5))
-    if ordered := data.draw(st.booleans()):
-        wanted.sort()
-        ordered = all(one[0] + one[1] <= two[0] for one, two in zip(wanted, wanted[1:], strict=False))
+def estimate(hv: HostLibrary, form: Format, largest: int, wanted: list[tuple[int, int, int]]) -> int:
+    """Pages that the library says ranges of (guest address, length, host address) need."""
     rows = hv.ffi.new("HV_PAGING_RANGE[]", [(start, host, length) for start, length, host in wanted])
     pages = hv.ffi.new("UINT64 *")
-    enum = getattr(hv.lib, form.enum)
-    assert hv.name(hv.lib.HvPagingEstimate(enum, largest, rows, len(wanted), pages)) == "SUCCESS"
+    status = hv.lib.HvPagingEstimate(getattr(hv.lib, form.enum), largest, rows, len(wanted), pages)
+    assert hv.name(status) == "SUCCESS"
+    return int(pages[0])
+
+
+POINT = st.builds(lambda g, m, k: g * G1 + m * M2 + k * K4, st.integers(0, 2), PARTS, PARTS)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_estimate_is_exact_for_ranges_in_order(hv: HostLibrary, memory: Memory, data: st.DataObject) -> None:
+    form = data.draw(st.sampled_from(FORMATS))
+    largest = data.draw(st.sampled_from((2, 3)))
+    points = sorted(data.draw(st.sets(POINT, min_size=2, max_size=10)))
+    pairs = list(zip(points, points[1:], strict=False))
+    if data.draw(st.booleans()):
+        pairs = pairs[::2]
+    step = data.draw(st.sampled_from((0, 0, G1, M2)))
+    wanted = [(start, end - start, start + step) for start, end in pairs]
     tables = Tables(hv, memory, form, largest)
     for start, length, host in wanted:
         assert tables.change("map", start, length, host, 7 | WB) == "SUCCESS"
-    assert tables.pool.Used == pages[0] if ordered else tables.pool.Used <= pages[0]
+    assert tables.pool.Used == estimate(hv, form, largest, wanted)
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_estimate_is_enough_for_any_ranges(hv: HostLibrary, memory: Memory, data: st.DataObject) -> None:
+    form = data.draw(st.sampled_from(FORMATS))
+    largest = data.draw(st.sampled_from((1, 2, 3)))
+    wanted = data.draw(st.lists(ranges(form, largest), max_size=5))
+    tables = Tables(hv, memory, form, largest)
+    for start, length, host in wanted:
+        assert tables.change("map", start, length, host, 7 | WB) == "SUCCESS"
+    assert tables.pool.Used <= estimate(hv, form, largest, wanted)
+
+
+def test_estimate_refuses_bad_input(hv: HostLibrary) -> None:
+    pages = hv.ffi.new("UINT64 *")
+    rows = hv.ffi.new("HV_PAGING_RANGE *")
+    npt = hv.lib.HvPagingNpt4
+
+    def call(form: int, largest: int, row: tuple[int, int, int]) -> str:
+        rows.GuestAddress, rows.HostAddress, rows.Length = row
+        return hv.name(hv.lib.HvPagingEstimate(form, largest, rows, 1, pages))
+
+    assert call(npt, 3, (0, 0, 0)) == "SUCCESS" and pages[0] == 1
+    assert call(hv.lib.HvPagingFormatMax, 3, (0, 0, 0)) == "INVALID_PARAMETER"
+    assert call(npt, 0, (0, 0, 0)) == call(npt, 4, (0, 0, 0)) == "INVALID_PARAMETER"
+    for row in ((1, 0, K4), (0, 1, K4), (0, 0, 1)):
+        assert call(npt, 3, row) == "INVALID_PARAMETER"
+    for row in ((1 << 48, 0, K4), (0, 0, (1 << 48) + K4), (0, 1 << 52, K4), (K4, 0, 2**64 - K4)):
+        assert call(npt, 3, row) == "UNSUPPORTED"
+    assert hv.name(hv.lib.HvPagingEstimate(npt, 3, hv.ffi.NULL, 1, pages)) == "INVALID_PARAMETER"
+    assert hv.name(hv.lib.HvPagingEstimate(npt, 3, rows, 1, hv.ffi.NULL)) == "INVALID_PARAMETER"
+    assert hv.name(hv.lib.HvPagingEstimate(npt, 3, hv.ffi.NULL, 0, pages)) == "SUCCESS" and pages[0] == 1
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.enum)
