@@ -54,25 +54,39 @@ IsRunning (
 }
 
 ///
-/// The first backend all of whose requirements are met. What the others miss is logged.
+/// The first requirement of a backend that is not met, or NULL.
 ///
 STATIC
-CONST HV_BACKEND_OPS *
-ChooseBackend (
-  OUT HV_PROBE  *Probe
+CONST HV_REQUIREMENT *
+FirstUnmet (
+  IN CONST HV_PROBE  *Probe
   )
 {
-  CONST HV_BACKEND_OPS  *Ops;
-  CONST HV_REQUIREMENT  *Requirement;
-  UINTN                 Index;
-  UINTN                 Unmet;
-  UINTN                 Row;
+  UINT32  Row;
 
-  for (Index = 0; (Ops = HvBackendGet (Index)) != NULL; Index++) {
-    Ops->Probe (Probe);
-    Unmet = 0;
-    for (Row = 0; Row < Probe->Count; Row++) {
-      Requirement = &Probe->Requirement[Row];
+  for (Row = 0; Row < Probe->Count; Row++) {
+    if (!Probe->Requirement[Row].Met) {
+      return &Probe->Requirement[Row];
+    }
+  }
+
+  return NULL;
+}
+
+STATIC
+VOID
+LogRequirements (
+  IN CONST HV_BACKEND_OPS  *Ops,
+  IN CONST HV_PROBE        *Probe,
+  IN BOOLEAN               UnmetOnly
+  )
+{
+  CONST HV_REQUIREMENT  *Requirement;
+  UINT32                Row;
+
+  for (Row = 0; Row < Probe->Count; Row++) {
+    Requirement = &Probe->Requirement[Row];
+    if (!UnmetOnly) {
       HV_LOG (
         0,
         Requirement,
@@ -83,29 +97,55 @@ ChooseBackend (
         Requirement->Met,
         HV_STR (Requirement->Expected)
         );
-      if (!Requirement->Met) {
-        Unmet++;
-        HV_LOG (
-          0,
-          RequirementUnmet,
-          HV_STR (Ops->Name),
-          HV_STR (Requirement->Name),
-          HV_STR (Requirement->Source),
-          Requirement->Value,
-          HV_STR (Requirement->Expected)
-          );
-      }
+    } else if (!Requirement->Met) {
+      HV_LOG (
+        0,
+        RequirementUnmet,
+        HV_STR (Ops->Name),
+        HV_STR (Requirement->Name),
+        HV_STR (Requirement->Source),
+        Requirement->Value,
+        HV_STR (Requirement->Expected)
+        );
     }
+  }
+}
 
-    if (Unmet == 0) {
+///
+/// The first backend all of whose requirements are met. When there is none, everything that is missing is an error.
+///
+STATIC
+CONST HV_BACKEND_OPS *
+ChooseBackend (
+  OUT HV_PROBE  *Probe
+  )
+{
+  CONST HV_BACKEND_OPS  *Ops;
+  CONST HV_BACKEND_OPS  *Chosen;
+  CONST HV_REQUIREMENT  *Unmet;
+  HV_PROBE              Candidate;
+  UINTN                 Index;
+
+  Chosen = NULL;
+  for (Index = 0; (Ops = HvBackendGet (Index)) != NULL; Index++) {
+    Ops->Probe (&Candidate);
+    LogRequirements (Ops, &Candidate, FALSE);
+    Unmet = FirstUnmet (&Candidate);
+    if (Unmet != NULL) {
+      HV_LOG (0, BackendSkip, HV_STR (Ops->Name), HV_STR (Unmet->Name));
+    } else if (Chosen == NULL) {
       HV_LOG (0, Backend, HV_STR (Ops->Name), HV_STR (Ops->Vendor));
-      return Ops;
+      Chosen = Ops;
+      CopyMem (Probe, &Candidate, sizeof (*Probe));
     }
-
-    HV_LOG (0, BackendSkip, HV_STR (Ops->Name), HV_STR ("requirements are not met"));
   }
 
-  return NULL;
+  for (Index = 0; (Chosen == NULL) && ((Ops = HvBackendGet (Index)) != NULL); Index++) {
+    Ops->Probe (&Candidate);
+    LogRequirements (Ops, &Candidate, TRUE);
+  }
+
+  return Chosen;
 }
 
 /**

@@ -41,7 +41,11 @@ STATIC CONST struct {
   HV_LOG_EVENT_LIST (LOG_ROW)
 };
 
-STATIC CONST CHAR8  *CONST  mLevels[] = { "error", "warn", "info", "debug" };
+#define LEVEL_ROW(Level, Text)  [Level] = Text,
+
+STATIC CONST CHAR8  *CONST  mLevels[] = {
+  HV_LOG_LEVEL_LIST (LEVEL_ROW)
+};
 
 STATIC HV_LOG_LEVEL     mLevel = HvLogInfo;
 STATIC HV_LOG_RING      *mRing;

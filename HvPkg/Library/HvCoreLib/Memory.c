@@ -116,7 +116,11 @@ HvOnNestedFault (
 
   Unlock (&Vm->Lock);
   if (RETURN_ERROR (Status)) {
-    HV_LOG (Cpu->Index, MapFailed, Exit->Gpa, HV_STR ("no page for a table"));
+    if (Status == RETURN_OUT_OF_RESOURCES) {
+      HV_LOG (Cpu->Index, PagePoolEmpty, Host->Pool.Used);
+    }
+
+    HV_LOG (Cpu->Index, MapFailed, Exit->Gpa, HV_STR ("no nested mapping"));
     HvCoreRaise (Vcpu, HV_VECTOR_GP);
   }
 }

@@ -52,29 +52,29 @@ SvmVmInit (
   IN OUT HV_VM    *Vm
   )
 {
-  UINTN   Row;
-  UINT32  Bit;
-  UINT8   *Map;
+  STATIC CONST UINT32  Ranges[] = {
+    HV_SVM_MSRPM_RANGE0_FIRST, HV_SVM_MSRPM_RANGE1_FIRST, HV_SVM_MSRPM_RANGE2_FIRST
+  };
+  UINTN                Row;
+  UINTN                Range;
+  UINTN                Byte;
+  UINT32               Msr;
+  UINT32               Bit;
+  UINT8                *Map;
 
-  // Two bits for each MSR, read and write, in three ranges of 2 KiB (APM2 15.11). All others pass.
+  // All MSRs that no row names pass; outside the map every access exits (APM2 15.11).
   Map = Vm->Shared;
-  ZeroMem (Map, EFI_PAGES_TO_SIZE (SVM_MSRPM_PAGES));
+  ZeroMem (Map, HV_SVM_MSRPM_BYTES);
   for (Row = 0; Row < ARRAY_SIZE (mMsrPolicy); Row++) {
-    Bit = (mMsrPolicy[Row].Msr & 0x1FFF) * 2;
-    switch (mMsrPolicy[Row].Msr & ~0x1FFFU) {
-      case 0x00000000:
-        break;
-      case 0xC0000000:
-        Bit += 0x800 * 8;
-        break;
-      case 0xC0010000:
-        Bit += 0x1000 * 8;
-        break;
-      default:
-        continue; // outside the map every access exits
+    Msr = mMsrPolicy[Row].Msr;
+    for (Range = 0; Range < ARRAY_SIZE (Ranges); Range++) {
+      if (Msr - Ranges[Range] < HV_SVM_MSRPM_RANGE_MSRS) {
+        Bit        = (Msr - Ranges[Range]) * 2;
+        Byte       = Range * HV_SVM_MSRPM_RANGE_BYTES + Bit / 8;
+        Map[Byte] |= (UINT8)((mMsrPolicy[Row].Read ? HV_SVM_MSRPM_READ : 0) << (Bit % 8));
+        Map[Byte] |= (UINT8)((mMsrPolicy[Row].Write ? HV_SVM_MSRPM_WRITE : 0) << (Bit % 8));
+      }
     }
-
-    Map[Bit / 8] |= (UINT8)(((mMsrPolicy[Row].Read ? 1 : 0) | (mMsrPolicy[Row].Write ? 2 : 0)) << (Bit % 8));
   }
 }
 

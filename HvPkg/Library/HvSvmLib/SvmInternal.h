@@ -26,7 +26,7 @@
 #define SVM_PAGE_NATIVE  3 // what VMLOAD gives back to a processor that leaves
 #define SVM_CPU_PAGES    4
 
-#define SVM_MSRPM_PAGES  2 // APM2 15.11
+#define SVM_MSRPM_PAGES  EFI_SIZE_TO_PAGES (HV_SVM_MSRPM_BYTES)
 
 #define SVM_ROOT_ASID  1
 
