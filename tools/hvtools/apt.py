@@ -59,8 +59,11 @@ def failure(what: str, output: str) -> HvError:
         what: what was wanted, for the message.
         output: what apt said, in English.
     """
-    told = [line for line in output.splitlines() if line.startswith(("E:", "W:", "Err:"))]
-    reason = " ".join((told or output.strip().splitlines() or ["no reason given"])[0].split())
+    lines = output.splitlines()
+    # apt's own summary first; a line on one item has its reason in the line below.
+    told = [line for line in lines if line.startswith("E:")] or [line for line in lines if line.startswith("W:")]
+    told = told or [f"{line} {below}" for line, below in zip(lines, lines[1:], strict=False) if line.startswith("Err:")]
+    reason = " ".join((told or lines or ["no reason given"])[0].split())
     if _NO_SPACE.search(output):
         return NoSpaceError(f"no space left on the disk for {what}")
     if _NO_NETWORK.search(output):

@@ -8,12 +8,12 @@ import signal
 import sys
 import traceback
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from hvtools import verbs
-from hvtools.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HvError, is_no_space
+from hvtools.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HvError, InterruptedByUser, is_no_space
 
 _ORDER = ("setup", "build", "boot", "test", "clean", "gen")
 """The verbs in the order in which a person meets them; others follow."""
@@ -33,6 +33,13 @@ class _Verbs(click.Group):
             return None
         command: click.Command = importlib.import_module(f"hvtools.verbs.{cmd_name}").command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click has it
+        """Runs the verb; takes Ctrl-C before click prints an empty line for it."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise InterruptedByUser("interrupted") from None
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})

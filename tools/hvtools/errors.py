@@ -41,6 +41,12 @@ class NetworkError(HvError):
     """The other side did not answer."""
 
 
+class InterruptedByUser(HvError):
+    """Ctrl-C."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 def is_no_space(error: OSError) -> bool:
     """Tells whether an operating system error means that the disk, or the user's share of it, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
