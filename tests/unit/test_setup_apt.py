@@ -351,6 +351,39 @@ def test_edk2_without_archive_and_git_names_both_reasons(fake: Fake, store: Cach
     assert "\n" not in raised.value.line
 
 
+def upstream(tmp_path: Path) -> tuple[str, str]:
+    """A repository with EDK2's tag; its address and the commit behind the tag."""
+    repository = tmp_path / "upstream"
+    git = ["git", "-C", str(repository), "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", "init", "-q", str(repository)], check=True)
+    (repository / "MdePkg").mkdir()
+    (repository / "MdePkg" / "MdePkg.dec").write_text("[Defines]\n")
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "x"], check=True)
+    subprocess.run([*git, "tag", edk2.GIT_TAG], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    return f"file://{repository}", head.stdout.strip()
+
+
+def test_edk2_by_git_is_the_known_commit_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, commit = upstream(tmp_path)
+    monkeypatch.setattr(edk2, "GIT_SUBMODULES", ())
+    edk2._from_git(tmp_path / "good", url, commit)
+    assert (tmp_path / "good" / "MdePkg" / "MdePkg.dec").is_file()
+    with pytest.raises(CorruptError, match="is not the commit"):
+        edk2._from_git(tmp_path / "bad", url, "0" * 40)
+
+
+def test_git_failures_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, commit = upstream(tmp_path)
+    monkeypatch.setattr(edk2, "GIT_TAG", "edk2-stable209901")
+    with pytest.raises(NotThereError, match="does not have edk2-stable209901"):
+        edk2._from_git(tmp_path / "one", url, commit)
+    # Nobody listens on the discard port.
+    with pytest.raises(NetworkError, match="no network"):
+        edk2._from_git(tmp_path / "two", "http://127.0.0.1:9/edk2.git", commit)
+
+
 def test_install_without_root_gives_the_command(fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     fake("apt-get", f"touch {tmp_path}/ran")
