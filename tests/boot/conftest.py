@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hvtools import build
 from hvtools.boot.request import BootRequest
 from hvtools.boot.result import BootResult
 from hvtools.boot.runner import booting, run
@@ -21,6 +25,8 @@ from hvtools.boot.strategy import BootStrategy
 from hvtools.machines.registry import CAPABILITIES, platform_named, platforms_with
 
 Boot = Callable[..., BootResult]
+_SESSIONS_KEPT = 2
+
 Session = Callable[..., AbstractContextManager[BootStrategy]]
 
 
@@ -46,27 +52,45 @@ def _results() -> dict[str, BootResult]:
     return {}
 
 
+@pytest.fixture(scope="session")
+def _logs() -> Iterator[Callable[[], Path]]:
+    """Folders for the logs of each boot; not pytest's own, which go when somebody else tests three times."""
+    parent = build.ROOT / "Build" / "BootTests"
+    parent.mkdir(parents=True, exist_ok=True)
+    for old in sorted(parent.iterdir())[:-_SESSIONS_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    session = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    numbers = itertools.count()
+
+    def made() -> Path:
+        folder = session / f"{next(numbers):03}"
+        folder.mkdir(parents=True)
+        return folder
+
+    yield made
+
+
 @pytest.fixture
-def boot(platform: str, _results: dict[str, BootResult], tmp_path_factory: pytest.TempPathFactory) -> Boot:
+def boot(platform: str, _results: dict[str, BootResult], _logs: Callable[[], Path]) -> Boot:
     """Boot with the fields of BootRequest; `fresh=True` boots even if an earlier test asked for the same."""
 
     def booted(fresh: bool = False, **fields: Any) -> BootResult:  # noqa: ANN401
         request = BootRequest(platform=platform, **fields)
         key = repr(request)
         if fresh or key not in _results:
-            _results[key] = run(request, tmp_path_factory.mktemp("boot"))
+            _results[key] = run(request, _logs())
         return _results[key]
 
     return booted
 
 
 @pytest.fixture
-def session(platform: str, tmp_path_factory: pytest.TempPathFactory) -> Session:
+def session(platform: str, _logs: Callable[[], Path]) -> Session:
     """Prepare a machine whose startup script stops at the shell's prompt; fields as for `boot`."""
 
     def prepared(restart: bool = False, **fields: Any) -> AbstractContextManager[BootStrategy]:  # noqa: ANN401
         request = BootRequest(platform=platform, **fields)
-        return booting(request, tmp_path_factory.mktemp("session"), payload=Prompt(), restart=restart)
+        return booting(request, _logs(), payload=Prompt(), restart=restart)
 
     return prepared
 

@@ -58,6 +58,12 @@ def test_without_both_counts_there_are_no_exits_of_the_boot() -> None:
     assert parse_checks(CONSOLE.replace("when=boot", "when=now")).boot_exits() is None
 
 
+def test_counters_that_an_efi_program_printed_count_until_linux_has_its_own() -> None:
+    shell = "hvcheck: exits when=shell cpu=0 cpuid=9 host-memory=2 total=11\n"
+    assert parse_checks(shell).latest_exits() == {0: {"cpuid": 9, "host-memory": 2}}
+    assert parse_checks(shell + CONSOLE).latest_exits()[0]["cpuid"] == 170
+
+
 def test_the_script_cannot_forge_marks() -> None:
     report = parse_checks(CONSOLE)
     assert report.script_exit == 3

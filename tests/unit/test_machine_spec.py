@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from hvtools.errors import UsageError
 from hvtools.machines.protocols import Cause
-from hvtools.machines.qemu import DEFAULT_CPU, Firmware, Wires, ending_of, qemu_arguments
+from hvtools.machines.qemu import DEFAULT_CPU, Firmware, console_pipes, ending_of, qemu_arguments
 from hvtools.machines.registry import CAPABILITIES, PLATFORMS, platform_named, platforms_with
 from hvtools.machines.spec import MAX_CPUS, MachineSpec
 
-WIRES = Wires(console=7, monitor=9)
+MONITOR = 9
 
 
 def spec(**changes: object) -> MachineSpec:
@@ -22,7 +23,7 @@ def spec(**changes: object) -> MachineSpec:
 
 
 def arguments(**changes: object) -> list[str]:
-    return qemu_arguments(spec(**changes), Firmware(Path("code.fd"), Path("vars.fd")), WIRES)
+    return qemu_arguments(spec(**changes), Firmware(Path("code.fd"), Path("vars.fd")), MONITOR)
 
 
 def values_of(option: str, words: list[str]) -> list[str]:
@@ -74,7 +75,7 @@ def test_serial_ports_come_in_order_console_first() -> None:
     words = arguments()
     assert values_of("-serial", words) == ["chardev:console", "chardev:second"]
     chardevs = values_of("-chardev", words)
-    assert "socket,id=console,fd=7" in chardevs
+    assert "pipe,id=console,path=logs/console" in chardevs
     assert "socket,id=monitor,fd=9" in chardevs
     assert "file,id=debug,path=logs/hypervisor.log" in chardevs
     assert "isa-debugcon,iobase=0x402,chardev=debug" in values_of("-device", words)
@@ -130,3 +131,21 @@ def test_a_capability_that_does_not_exist_is_no_silent_nothing() -> None:
 def test_an_unknown_platform_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match=f"no platform 'vax': there is .*{next(iter(PLATFORMS))}"):
         platform_named("vax")
+
+
+def test_pipes_carry_both_ways_and_their_names_go_away(tmp_path: Path) -> None:
+    with console_pipes(tmp_path / "console") as (heard, typed):
+        theirs_out = os.open(tmp_path / "console.out", os.O_RDWR)
+        theirs_in = os.open(tmp_path / "console.in", os.O_RDWR)
+    assert list(tmp_path.iterdir()) == []
+    for _ in range(100_000):
+        os.write(theirs_out, b"x")  # one by one, nobody reads yet, and it does not block
+    os.write(typed, b"y")
+    assert os.read(theirs_in, 10) == b"y"
+    os.close(theirs_out)
+    received = 0
+    while data := os.read(heard, 65536):
+        received += len(data)
+    assert received == 100_000
+    for descriptor in (heard, typed, theirs_in):
+        os.close(descriptor)

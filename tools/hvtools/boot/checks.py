@@ -12,7 +12,7 @@
     hvcheck: done
 
 `when` is boot (at ExitBootServices), init (the first action of the first program), start, end, or now (called from a
-script). The EFI program HvStatus prints the lines cpu, status and exits in the same way.
+script). The EFI program HvStatus prints the lines cpu, status and exits in the same way, with `when=shell`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hvtools.generated.cpuid import SIGNATURE
 
 _LINE = re.compile(r"^hvcheck: ([a-z-]+)((?: \S+)*)\s*$")
 _SCRIPT_LINE = re.compile(r"^hvcheck\| ?(.*)$")
-_LATEST_FIRST = ("end", "start", "init", "boot")
+_LATEST_FIRST = ("end", "start", "init", "shell", "boot")
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class BootResult:
     @property
     def cpus_seen(self) -> list[CpuCheck]:
         """What the processors see, at the first check."""
-        for when in ("start", "end", "now"):
+        for when in ("start", "end", "shell"):
             if when in self.checks.cpus:
                 return self.checks.cpus[when]
         return []

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause-Patent
-"""A serial console on a socket, as a pexpect session."""
+"""A serial console on two descriptors, as a pexpect session."""
 
 from __future__ import annotations
 
+import os
 import re
-import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ def last_lines(text: str, count: int) -> list[str]:
 class _Record:
     """Writes console output to the log and passes it on to a listener, in the shape of the file that pexpect wants.
 
-    QEMU's own `logfile` does not serve: what it has to send again, because the socket is full, stands there twice.
+    QEMU's own `logfile` does not serve: what it has to send again, because the reader is slow, stands there twice.
     """
 
     def __init__(self, log: Path, listener: Callable[[str], None] | None) -> None:
@@ -52,20 +52,22 @@ class _Record:
 
 
 class SerialConsole:
-    """The console of a machine that has already a socket, before its first instruction."""
+    """The console of a machine, attached before its first instruction."""
 
-    def __init__(self, endpoint: socket.socket, log: Path, listener: Callable[[str], None] | None = None) -> None:
-        """Attach to `endpoint`.
+    def __init__(self, heard: int, typed: int, log: Path, listener: Callable[[str], None] | None = None) -> None:
+        """Attach to two descriptors, which the console owns from here on.
 
         Args:
-            endpoint: connected stream socket; owned by the console from here on.
+            heard: what the machine writes is read here.
+            typed: what is typed is written here.
             log: file into which everything that is read is recorded.
             listener: called with each piece of output.
         """
         self._log = log
-        self._endpoint = endpoint
+        self._heard: int | None = heard
+        self._typed = typed
         self._session = fdspawn(
-            endpoint.fileno(),
+            heard,
             maxread=65536,
             searchwindowsize=_WINDOW,
             encoding="utf-8",
@@ -115,7 +117,9 @@ class SerialConsole:
             ConsoleClosedError: nobody listens any more.
         """
         try:
-            self._session.send(text)
+            rest = text.encode()
+            while rest:
+                rest = rest[os.write(self._typed, rest) :]
         except OSError as error:
             raise ConsoleClosedError(f"the machine ended while {text!r} was typed") from error
 
@@ -130,6 +134,9 @@ class SerialConsole:
         return last_lines(self.text(), lines)
 
     def close(self) -> None:
-        """Let go of the socket and of the log."""
-        self._endpoint.close()
-        self._record.close()
+        """Let go of the descriptors and of the log."""
+        if self._heard is not None:
+            os.close(self._heard)
+            os.close(self._typed)
+            self._heard = None
+            self._record.close()

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ DEFAULT_CPU = "EPYC,+svm,+npt,+vgif,-monitor"
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _DEBUG_PORT = 0x402
+_PIPE_BYTES = 1 << 20  # Linux gives this to everybody (pipe-max-size)
 _END_SECONDS = 10.0  # from the end of the console to the end of the process
 
 
@@ -38,14 +41,6 @@ class Firmware:
     variables: Path = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 
 
-@dataclass(frozen=True)
-class Wires:
-    """Descriptors of connected stream sockets that the emulator inherits."""
-
-    console: int
-    monitor: int
-
-
 def _option(*fields: str, **values: object) -> str:
     """Join an option's fields; a comma inside a value is doubled, as QEMU wants it."""
     parts = list(fields)
@@ -53,11 +48,19 @@ def _option(*fields: str, **values: object) -> str:
     return ",".join(parts)
 
 
-def qemu_arguments(spec: MachineSpec, firmware: Firmware, wires: Wires) -> list[str]:
+def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int) -> list[str]:
     """Turn a specification into QEMU's arguments, without the program's name.
 
     The processors are stopped at first (-S). Disk and variables are written to snapshots, so that their files stay as
     they are. The second serial port and the debug port go to files, resets and triple faults to the emulator's log.
+
+    The console is a pair of pipes and not a socket: a socket holds a few hundred characters that come one by one. When
+    it is full the emulated port stands still and then drops characters, and the firmware takes it for broken.
+
+    Args:
+        spec: the machine.
+        firmware: its OVMF image.
+        monitor: descriptor of a connected stream socket that the emulator inherits.
     """
     arguments = ["-nodefaults", "-no-user-config", "-display", "none", "-S"]
     arguments += ["-machine", "q35"]
@@ -71,13 +74,13 @@ def qemu_arguments(spec: MachineSpec, firmware: Firmware, wires: Wires) -> list[
     arguments += ["-drive", _option(**flash, unit=1, snapshot="on", file=firmware.variables)]
     arguments += ["-drive", _option(**{"if": "none"}, id="esp", format="raw", snapshot="on", file=spec.disk)]
     arguments += ["-device", "virtio-blk-pci,drive=esp"]
-    arguments += ["-chardev", _option("socket", id="console", fd=wires.console)]
+    arguments += ["-chardev", _option("pipe", id="console", path=spec.console_pipe)]
     arguments += ["-serial", "chardev:console"]
     arguments += ["-chardev", _option("file", id="second", path=spec.second_serial_log)]
     arguments += ["-serial", "chardev:second"]
     arguments += ["-chardev", _option("file", id="debug", path=spec.hypervisor_log)]
     arguments += ["-device", f"isa-debugcon,iobase={_DEBUG_PORT:#x},chardev=debug"]
-    arguments += ["-chardev", _option("socket", id="monitor", fd=wires.monitor)]
+    arguments += ["-chardev", _option("socket", id="monitor", fd=monitor)]
     arguments += ["-mon", "chardev=monitor,mode=control"]
     arguments += ["-d", "cpu_reset", "-D", str(spec.emulator_log)]
     return arguments
@@ -109,6 +112,29 @@ def ending_of(events: Sequence[dict[str, object]], emulator_log: str, status: in
     if status < 0:
         return Ending(Cause.CRASHED, f"the emulator died of {signal.Signals(-status).name}: {last}")
     return Ending(Cause.CRASHED, f"the emulator ended with status {status}: {last}")
+
+
+@contextlib.contextmanager
+def console_pipes(path: Path) -> Iterator[tuple[int, int]]:
+    """Make the named pipes `path`.in and `path`.out; the names go away at the end, when the emulator has opened them.
+
+    Yields:
+        our ends: what the machine writes is read from the first, what is typed is written to the second.
+    """
+    names = [path.with_name(f"{path.name}{suffix}") for suffix in (".in", ".out")]
+    try:
+        for name in names:
+            name.unlink(missing_ok=True)
+            os.mkfifo(name, 0o600)
+        # Without O_NONBLOCK, or reading as well as writing, a pipe opens only when its other end does.
+        heard = os.open(names[1], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        typed = os.open(names[0], os.O_RDWR | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # the user's share of pipe memory may be used up
+            fcntl.fcntl(heard, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        yield heard, typed
+    finally:
+        for name in names:
+            name.unlink(missing_ok=True)
 
 
 def _die_with(parent: int) -> Callable[[], None]:
@@ -227,23 +253,25 @@ class QemuMachine:
         for part in (self._firmware.code, self._firmware.variables):
             if not part.is_file():
                 raise HvError(f"the firmware {part} is not there: run `hv setup`")
-        console, console_far = socket.socketpair()
         monitor, monitor_far = socket.socketpair()
-        with console_far, monitor_far, self._spec.emulator_errors.open("wb") as errors:
-            wires = Wires(console_far.fileno(), monitor_far.fileno())
-            self._process = subprocess.Popen(
-                [program, *qemu_arguments(self._spec, self._firmware, wires)],
-                stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
-                pass_fds=(wires.console, wires.monitor),
-                start_new_session=True,  # Ctrl-C is for us; we end the emulator in our own order
-                preexec_fn=_die_with(os.getpid()),
-            )
-        self._console = SerialConsole(console, self._spec.console_log, self._listener)
-        self._monitor = QmpMonitor(monitor)
+        with console_pipes(self._spec.console_pipe) as (heard, typed):
+            self._console = SerialConsole(heard, typed, self._spec.console_log, self._listener)
+            self._monitor = QmpMonitor(monitor)
+            with monitor_far, self._spec.emulator_errors.open("wb") as errors:
+                self._process = subprocess.Popen(
+                    [program, *qemu_arguments(self._spec, self._firmware, monitor_far.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=errors,
+                    stderr=errors,
+                    pass_fds=(monitor_far.fileno(),),
+                    start_new_session=True,  # Ctrl-C is for us; we end the emulator in our own order
+                    preexec_fn=_die_with(os.getpid()),
+                )
+            self._connect(self._monitor)
+
+    def _connect(self, monitor: QmpMonitor) -> None:
         try:
-            self._monitor.connect()
+            monitor.connect()
         except MachineError:
             if self._process_ends(_END_SECONDS):
                 raise UsageError(f"the emulator refuses this machine: {self._complaint()}") from None

@@ -50,6 +50,11 @@ class MachineSpec:
         return self.folder / "console.log"
 
     @property
+    def console_pipe(self) -> Path:
+        """Two named pipes of the console while it is being connected, with `.in` and `.out` behind the name."""
+        return self.folder / "console"
+
+    @property
     def hypervisor_log(self) -> Path:
         """The hypervisor's own lines."""
         return self.folder / "hypervisor.log"
