@@ -10,10 +10,11 @@
 #include "stress.h"
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
 
 #define FLAG_SENDERS  4
 #define THREADS_MAX   8
-#define PATIENCE      50000000ull
+#define PATIENCE      20  // Seconds
 
 STATIC CONST UINT32  mFlags[FLAG_SENDERS] = { HV_MAIL_FLUSH, HV_MAIL_PAUSE, HV_MAIL_STOP, HV_MAIL_PARK };
 
@@ -41,10 +42,13 @@ Wait (
   UINT64  Count
   )
 {
-  UINT64  Spins;
+  struct timespec  Start;
+  struct timespec  Now;
 
-  for (Spins = 0; Shared->Arrived[Number] < Count; Spins++) {
-    if (Spins == PATIENCE) {
+  clock_gettime (CLOCK_MONOTONIC, &Start);
+  while (Shared->Arrived[Number] < Count) {
+    clock_gettime (CLOCK_MONOTONIC, &Now);
+    if ((Now.tv_sec - Start.tv_sec > PATIENCE) || (Shared->Lost != 0)) {
       __sync_fetch_and_add (&Shared->Lost, 1);
       return;
     }

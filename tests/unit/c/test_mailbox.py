@@ -161,7 +161,7 @@ def test_unknown_state_stays(hv: HostLibrary) -> None:
 
 @pytest.mark.parametrize("fail_every", [0, 3], ids=["plain", "with failing exchanges"])
 def test_threads(hv: HostLibrary, fail_every: int) -> None:
-    rounds = 100_000
+    rounds = 20_000
     result = hv.ffi.new("HV_STRESS *")
     hv.lib.gHvTestFailEvery = fail_every
     try:
