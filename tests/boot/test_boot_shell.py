@@ -51,8 +51,8 @@ def test_reserved_memory_reads_all_ones_and_keeps_its_contents(boot: Boot) -> No
 def test_an_application_that_does_not_return_fails_in_time(boot: Boot, tmp_path: Path) -> None:
     script = tmp_path / "Loop.nsh"
     script.write_bytes(b"@echo -off\r\n:again\r\ngoto again\r\n")
-    result = boot(application=script, cpus=1, timeout=20, hypervisor=False)
-    assert not result.ok and "the limit of 20 s is over" in result.failures[0]
+    result = boot(application=script, cpus=1, timeout=12, hypervisor=False)
+    assert not result.ok and "the limit of 12 s is over" in result.failures[0]
     assert result.record.error is not None and result.record.error.console
 
 
@@ -66,13 +66,13 @@ def test_a_processor_without_svm_is_named_and_linux_boots_anyway(boot: Boot) -> 
 
 
 @pytest.mark.needs("smp")
-@pytest.mark.parametrize("victim", [0, 1, 3])
+@pytest.mark.parametrize("victim", [0, 3])
 def test_if_one_processor_fails_none_is_virtualised(boot: Boot, victim: int) -> None:
     result = boot(settings={"fail_cpu": str(victim)})
     (failure,) = result.failures
     assert "HvDxe did not virtualise" in failure, result.report()
-    failed = [line for line in result.log if line.event == "cpu-failed"]
-    assert [line.fields["index"] for line in failed] == [str(victim)], result.report()
+    (failed,) = [line for line in result.log if line.event == "launch-failed"]
+    assert failed.fields["index"] == str(victim) and "fail_cpu" in failed.fields["reason"], result.report()
     assert result.checks.online == 4 and result.virtualised == [] and result.checks.done
 
 

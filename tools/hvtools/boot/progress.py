@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from types import TracebackType
 
+import rich.progress
 from rich.console import Console
-from rich.status import Status
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from hvtools import ui
@@ -37,7 +38,8 @@ class Progress:
         """
         self._request = request
         self._show_console = show_console
-        self._status: Status | None = None
+        self._clock: rich.progress.Progress | None = None
+        self._task: rich.progress.TaskID | None = None
 
     def __enter__(self) -> Progress:
         """Say what begins."""
@@ -46,23 +48,38 @@ class Progress:
         what = request.application.name if request.application else "Linux"
         how = "under HvDxe" if request.hypervisor else "without hypervisor"
         ui.info(f"booting {what} {how} on {request.platform}: {processors}, {request.memory_mib} MiB")
-        if ui.err.is_terminal and not self._show_console:
-            self._status = ui.err.status("starting")
-            self._status.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the terminal clean."""
-        if self._status is not None:
-            self._status.stop()
+        if self._clock is not None:
+            self._clock.stop()
 
     def reached(self, state: State, seconds: float) -> None:
-        """Show a state."""
+        """Show a state, and on a terminal a clock for what comes next."""
+        if state is State.OFF:
+            if ui.err.is_terminal and not self._show_console:
+                columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+                self._clock = rich.progress.Progress(*columns, console=ui.err, transient=True)
+                self._clock.start()
+                self._task = self._clock.add_task(self._next(state))
+            return
         ui.info(f"{seconds:6.1f} s  {_TITLES[state]}")
-        if self._status is not None:
-            self._status.update(f"after {_TITLES[state]}")
+        if self._clock is not None and self._task is not None:
+            self._clock.update(self._task, description=self._next(state), refresh=True)
+
+    def _next(self, state: State) -> str:
+        what = self._request.application.name if self._request.application else "Linux"
+        titles = {
+            State.OFF: "the firmware starts",
+            State.FIRMWARE: "the UEFI shell starts",
+            State.SHELL: "HvDxe is loaded" if self._request.hypervisor else f"{what} starts",
+            State.HYPERVISOR: f"{what} starts",
+            State.ROOT: f"{what} runs",
+        }
+        return titles[state]
 
     def heard(self, text: str) -> None:
         """Show a piece of the console."""
@@ -89,7 +106,8 @@ def summary(result: BootResult) -> Table:
     if result.application is None:
         root = "not reached"
         if checks.kernel is not None and result.root_seconds is not None:
-            root = f"Linux {checks.kernel}, {checks.online} CPUs online, {result.root_seconds:.1f} s to user space"
+            online = "1 CPU" if checks.online == 1 else f"{checks.online} CPUs"
+            root = f"Linux {checks.kernel}, {online} online, {result.root_seconds:.1f} s to user space"
         table.add_row("root", root)
     else:
         run = result.application

@@ -88,7 +88,7 @@ class BootStrategy:
             machine: the machine.
             hypervisor: its startup script loads HvDxe.
             seconds: limit of time for all that is asked of it, from the first transition on.
-            observer: called with each state that is reached, and the seconds since power-on.
+            observer: called with "off" just before power-on, then with each state, and the seconds since.
         """
         self.machine = machine
         self.state = State.OFF
@@ -188,6 +188,8 @@ class BootStrategy:
         machine = self.machine
         if state is State.FIRMWARE:
             self._start = time.monotonic()
+            if self._observer is not None:
+                self._observer(State.OFF, 0.0)
             machine.power.on()
             machine.monitor.resume()
             machine.console.expect([_FIRMWARE], self.remaining)

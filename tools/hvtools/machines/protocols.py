@@ -78,9 +78,6 @@ class Monitor(Protocol):
     def resume(self) -> None:
         """Let the processors run."""
 
-    def accelerator(self) -> str:
-        """How the platform executes code, in its own words."""
-
 
 class Machine(Protocol):
     """One machine: a specification and the three protocols."""

@@ -66,11 +66,6 @@ class QmpMonitor:
         except (ExecuteError, QMPError, OSError, EOFError, TimeoutError) as error:
             raise MachineError(f"the emulator refused {command}: {error}") from error
 
-    def accelerator(self) -> str:
-        """Say whether the emulator translates or uses KVM."""
-        answer = self.execute("query-kvm")
-        return "kvm" if isinstance(answer, dict) and answer.get("enabled") else "tcg"
-
     async def _finish(self) -> None:
         try:
             await self._client.disconnect()
