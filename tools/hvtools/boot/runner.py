@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
@@ -45,6 +46,12 @@ class Parts:
     check: Path | None
 
 
+@functools.cache
+def _images(target: str) -> Path:
+    """Build once in a process, so that all the boots of a test run are of the same sources."""
+    return build.ensure_built(target).folder
+
+
 def collect(request: BootRequest) -> Parts:
     """Build and fetch what a request needs.
 
@@ -54,7 +61,7 @@ def collect(request: BootRequest) -> Parts:
     toolchain.require("boot")
     hypervisor = status = kernel = busybox = check = None
     if request.hypervisor:
-        folder = build.ensure_built(request.target).folder
+        folder = _images(request.target)
         hypervisor = _built(folder, startup.HYPERVISOR)
         if request.application is not None:
             status = _built(folder, startup.STATUS)
