@@ -34,29 +34,62 @@ HvHostLoad (
   );
 
 /**
-  Undoes HvHostLoad while root mode is off.
+  Undoes HvHostLoad, but for the bits of CR0 and CR4 that root mode needs, and but for a null TR.
 
+  @param[in] Cpu    This processor.
   @param[in] State  As HvHostCapture gave it.
 
   @par Context: Host
 **/
 VOID
 HvHostRestore (
+  IN CONST HV_CPU         *Cpu,
   IN CONST HV_VCPU_STATE  *State
   );
 
 /**
-  Restores a state as HvHostRestore does, then jumps into it with these registers. Does not return.
+  Names a piece of code that an NMI must not be followed by: the look at what NMIs left, and the entry behind it. An NMI
+  between Begin and End goes on at Target. One piece for all processors.
 
-  @param[in] State  Tables, control registers and segments.
-  @param[in] Regs   General registers, RIP, RSP, RFLAGS.
+  @param[in] Begin   The first instruction.
+  @param[in] End     Behind the last.
+  @param[in] Target  Where to go on, with registers and stack as they were.
 
   @par Context: Host
 **/
 VOID
-HvHostResume (
-  IN CONST HV_VCPU_STATE  *State,
-  IN CONST HV_REGS        *Regs
+HvHostNmiGuard (
+  IN CONST VOID  *Begin,
+  IN CONST VOID  *End,
+  IN CONST VOID  *Target
+  );
+
+/**
+  Jumps into a context whose tables are loaded already (HvHostRestore). Does not return.
+
+  @param[in] Regs  General registers, RIP, RSP, RFLAGS.
+  @param[in] Cs    Selector of the code segment, in the table that is loaded.
+  @param[in] Ss    Selector of the stack segment.
+
+  @par Context: Host
+**/
+VOID
+HvHostJump (
+  IN CONST HV_REGS  *Regs,
+  IN UINT64         Cs,
+  IN UINT64         Ss
+  );
+
+/**
+  Sleeps until a word is not 0 or an NMI comes; one that comes before the HLT is not slept over. NMIs must not be masked.
+
+  @param[in] Word  Written by another processor, which sends an NMI after it.
+
+  @par Context: Host
+**/
+VOID
+HvHostWaitNmi (
+  IN volatile UINT32  *Word
   );
 
 /**
@@ -149,7 +182,7 @@ HvHostSendIcr (
   );
 
 /**
-  Reads or writes a register of this processor's local APIC.
+  Reads a register of this processor's local APIC.
 
   @param[in] Cpu     This processor.
   @param[in] Offset  HV_APIC_REG_*: the offset in the xAPIC page.
@@ -164,6 +197,15 @@ HvHostApicRead (
   IN UINT32  Offset
   );
 
+/**
+  Writes a register of this processor's local APIC.
+
+  @param[in] Cpu     This processor.
+  @param[in] Offset  HV_APIC_REG_*: the offset in the xAPIC page.
+  @param[in] Value   What to write.
+
+  @par Context: Host
+**/
 VOID
 HvHostApicWrite (
   IN HV_CPU  *Cpu,

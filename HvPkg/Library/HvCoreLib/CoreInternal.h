@@ -27,6 +27,15 @@ VOID
   IN     HV_EXIT  *Exit
   );
 
+/**
+  CPUID: answered as HvCoreCpuid says.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
 VOID
 HvOnCpuid (
   IN OUT HV_CPU   *Cpu,
@@ -34,6 +43,15 @@ HvOnCpuid (
   IN     HV_EXIT  *Exit
   );
 
+/**
+  RDMSR of an MSR that the permission map does not pass: the value, or #GP where the processor raises it.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
 VOID
 HvOnRdmsr (
   IN OUT HV_CPU   *Cpu,
@@ -41,6 +59,15 @@ HvOnRdmsr (
   IN     HV_EXIT  *Exit
   );
 
+/**
+  WRMSR of an MSR that the permission map does not pass. A refused value gives #GP and changes nothing.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
 VOID
 HvOnWrmsr (
   IN OUT HV_CPU   *Cpu,
@@ -48,6 +75,15 @@ HvOnWrmsr (
   IN     HV_EXIT  *Exit
   );
 
+/**
+  XSETBV, with the processor's own checks before it is executed for the guest.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
 VOID
 HvOnXsetbv (
   IN OUT HV_CPU   *Cpu,
@@ -55,6 +91,15 @@ HvOnXsetbv (
   IN     HV_EXIT  *Exit
   );
 
+/**
+  VMCALL and VMMCALL: #UD above CPL 0 and for what is no call of HvHypercall.h.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
 VOID
 HvOnHypercall (
   IN OUT HV_CPU   *Cpu,
@@ -62,6 +107,15 @@ HvOnHypercall (
   IN     HV_EXIT  *Exit
   );
 
+/**
+  An address without a nested mapping: mapped, if the root may have it.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
 VOID
 HvOnNestedFault (
   IN OUT HV_CPU   *Cpu,
@@ -69,6 +123,15 @@ HvOnNestedFault (
   IN     HV_EXIT  *Exit
   );
 
+/**
+  A write to the hypervisor's memory: counted and dropped.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
 VOID
 HvOnHostMemory (
   IN OUT HV_CPU   *Cpu,
@@ -76,6 +139,15 @@ HvOnHostMemory (
   IN     HV_EXIT  *Exit
   );
 
+/**
+  A write to the xAPIC page: INIT and SIPI go to mailboxes, all else to the local APIC.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
 VOID
 HvOnApicWrite (
   IN OUT HV_CPU   *Cpu,
@@ -83,6 +155,15 @@ HvOnApicWrite (
   IN     HV_EXIT  *Exit
   );
 
+/**
+  NMIs that were taken: a kick makes this processor look into its mailbox, the guest's own goes to it.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
 VOID
 HvOnNmi (
   IN OUT HV_CPU   *Cpu,
@@ -90,6 +171,15 @@ HvOnNmi (
   IN     HV_EXIT  *Exit
   );
 
+/**
+  The IRET that ends the NMI handler of the guest is about to be executed.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
 VOID
 HvOnIret (
   IN OUT HV_CPU   *Cpu,
@@ -97,8 +187,49 @@ HvOnIret (
   IN     HV_EXIT  *Exit
   );
 
+/**
+  #DB while it is intercepted: our own single step, or the guest's.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
 VOID
 HvOnDebug (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     HV_EXIT  *Exit
+  );
+
+/**
+  A write to CR0 or CR4 that the backend does not leave to the processor.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
+VOID
+HvOnCrAccess (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     HV_EXIT  *Exit
+  );
+
+/**
+  The guest can take an NMI.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
+VOID
+HvOnWindow (
   IN OUT HV_CPU   *Cpu,
   IN OUT HV_VCPU  *Vcpu,
   IN     HV_EXIT  *Exit
@@ -170,6 +301,28 @@ HvCoreDecode (
   IN OUT HV_VCPU  *Vcpu,
   IN     HV_EXIT  *Exit,
   OUT    HV_INSN  *Insn
+  );
+
+/**
+  Reads the guest's memory by its physical address: all ones in the host's block, nothing outside memory.
+
+  @param[in]  Context  The host.
+  @param[in]  Gpa      Guest-physical address; the bytes must not cross a page.
+  @param[out] Buffer   The bytes.
+  @param[in]  Size     How many.
+
+  @retval RETURN_SUCCESS       Read.
+  @retval RETURN_DEVICE_ERROR  There is no memory at the address.
+
+  @par Context: Host
+**/
+RETURN_STATUS
+EFIAPI
+HvCoreReadGuest (
+  IN  VOID    *Context,
+  IN  UINT64  Gpa,
+  OUT VOID    *Buffer,
+  IN  UINTN   Size
   );
 
 /**

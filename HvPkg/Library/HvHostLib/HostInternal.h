@@ -69,34 +69,78 @@ STATIC_ASSERT (sizeof (HV_TSS) == 104, "SDM volume 3, 8.7");
 extern CONST HV_FIXUP  HvHostFixups[];      ///< ends with Rip == 0
 extern CONST UINT64    HvHostVectors[256];  ///< addresses of the stubs
 
-///
-/// Loads GDT and IDT, then each selector; a null TR is left alone.
-///
+/**
+  Loads GDT and IDT, then each selector; a null TR is left alone.
+
+  @param[in] Gdtr       The GDT. The TSS that Selectors names becomes busy in it.
+  @param[in] Idtr       The IDT.
+  @param[in] Selectors  In the order of HV_SEGMENT_NAME.
+
+  @par Context: Host
+**/
 VOID
 HvHostLoadTables (
   IN CONST IA32_DESCRIPTOR  *Gdtr,
   IN CONST IA32_DESCRIPTOR  *Idtr,
-  IN CONST UINT16           *Selectors ///< in the order of HV_SEGMENT_NAME
+  IN CONST UINT16           *Selectors
   );
 
+/**
+  RDMSR with a fixup.
+
+  @param[in]  Msr    The MSR.
+  @param[out] Value  What it holds; not touched on an exception.
+
+  @return  1, or 0 if the processor raised an exception.
+
+  @par Context: Host
+**/
 UINT32
 HvHostReadMsrRaw (
   IN  UINT32  Msr,
   OUT UINT64  *Value
   );
 
+/**
+  WRMSR with a fixup.
+
+  @param[in] Msr    The MSR.
+  @param[in] Value  What to write.
+
+  @return  1, or 0 if the processor raised an exception.
+
+  @par Context: Host
+**/
 UINT32
 HvHostWriteMsrRaw (
   IN UINT32  Msr,
   IN UINT64  Value
   );
 
+/**
+  XSETBV with a fixup.
+
+  @param[in] Register  ECX.
+  @param[in] Value     EDX:EAX.
+
+  @return  1, or 0 if the processor raised an exception.
+
+  @par Context: Host
+**/
 UINT32
 HvHostXsetbvRaw (
   IN UINT32  Register,
   IN UINT64  Value
   );
 
+/**
+  Takes an exception of host life: INIT redirected to #SX is posted, an instruction with a fixup goes on there, any
+  other stops this processor.
+
+  @param[in,out] Frame  What the stub pushed; the registers that it pops.
+
+  @par Context: Host
+**/
 VOID
 HvHostException (
   IN OUT HV_EXCEPTION_FRAME  *Frame

@@ -30,29 +30,28 @@
 
 #define SVM_ROOT_ASID  1
 
+/**
+  Checks what SVM needs. Reads only.
+
+  @param[out] Probe  Requirements and sizes.
+
+  @par Context: Boot
+**/
 VOID
 SvmProbe (
   OUT HV_PROBE  *Probe
   );
 
-///
-/// Runs the guest once, with interrupts off and GIF 0 before and after. System V calling convention.
-///
+/**
+  Runs the guest once, with interrupts off and GIF 0 before and after. System V calling convention.
+
+  @param[in,out] Vcpu  Registers, Hw and HostHw.
+
+  @par Context: Host
+**/
 VOID
 HvSvmSwitch (
   IN OUT HV_VCPU  *Vcpu
-  );
-
-VOID
-HvHostWaitNmi (
-  IN volatile UINT32  *Word
-  );
-
-VOID
-HvHostJump (
-  IN CONST HV_REGS  *Regs,
-  IN UINT64         Cs,
-  IN UINT64         Ss
   );
 
 #endif // HV_SVM_INTERNAL_H_
