@@ -319,6 +319,7 @@ BuildHostTables (
 {
   EFI_STATUS  Status;
   UINT32      Index;
+  UINT32      Ecx;
   BOOLEAN     La57;
 
   La57   = (BOOLEAN)((AsmReadCr4 () & HV_CR4_LA57) != 0);
@@ -353,9 +354,12 @@ BuildHostTables (
     Status = HvImageMap (Image, &Host->HostPaging);
   }
 
-  Host->Cr0 = HV_CR0_PE | HV_CR0_MP | HV_CR0_ET | HV_CR0_NE | HV_CR0_WP | HV_CR0_PG;
+  // XSETBV is executed for the root.
+  AsmCpuid (HV_CPUID_1, NULL, NULL, &Ecx, NULL);
+  Host->Cr0 = HV_CR0_PE | HV_CR0_MP | HV_CR0_ET | HV_CR0_NE | HV_CR0_WP | HV_CR0_PG | Host->RootCr0;
   Host->Cr3 = Host->HostPaging.Root;
-  Host->Cr4 = HV_CR4_PAE | HV_CR4_MCE | (La57 ? HV_CR4_LA57 : 0);
+  Host->Cr4 = HV_CR4_PAE | HV_CR4_MCE | (La57 ? HV_CR4_LA57 : 0) | Host->RootCr4 |
+              (((Ecx & HV_CPUID_1_ECX_XSAVE) != 0) ? HV_CR4_OSXSAVE : 0);
   return Status;
 }
 
@@ -507,6 +511,10 @@ HvMemoryBuild (
   Host->BootTextBase   = Image->TextBase;
   Host->BootTextEnd    = Image->TextEnd;
   Host->CpuCount       = (UINT32)Cpus;
+  Host->RootCr0        = Probe->RootCr0;
+  Host->RootCr4        = Probe->RootCr4;
+  Host->HiddenCount    = Probe->HiddenCount;
+  CopyMem (Host->Hidden, Probe->Hidden, sizeof (Host->Hidden));
   Host->FailCpu        = (UINT32)MIN (Options->Value[HvOptionFailCpu], MAX_UINT32);
   Host->Root.Shared    = Take (&Cursor, Probe->SharedPages);
   Host->OnesPage       = (UINTN)Take (&Cursor, 1);

@@ -52,7 +52,7 @@ def test_all_headers_and_lists_together(tree: Path, tmp_path: Path) -> None:
 #define EXIT_ROW(Code, Kind, Other, Name) { (UINT64)(Code), Name },
 #define VMX_ROW(Code, Kind, Name) { (UINT64)(Code), Name },
 #define IMPOSSIBLE_ROW(Code, Name, Reason) { (UINT64)(Code), Name Reason },
-#define MSR_ROW(Msr, Read, Write, Name) { (UINT64)(Msr) + (Read) + (Write), Name },
+#define MSR_ROW(Msr, Read, Write, VmxRead, VmxWrite, Denied, Name) { (UINT64)(Msr) + (Read) + (VmxWrite), Name },
 #define CPUID_ROW(Leaf, Reg, Clear, Set, Name) { (UINT64)(Leaf) + (Reg) + (Clear) + (Set), Name },
 #define DYNAMIC_ROW(Leaf, Reg, Bit, Name) { (UINT64)(Leaf) + (Reg) + (Bit), Name },
 #define LOG_ROW(Event, Level, Name, Format) { (UINT64)HvLogEvent##Event + (Level), Name Format },

@@ -60,7 +60,14 @@
 #define HV_CPUID_7_ECX_WAITPKG  0x00000020  ///< UMONITOR, UMWAIT, TPAUSE
 #define HV_CPUID_7_ECX_CET_SS   0x00000080  ///< shadow stacks
 #define HV_CPUID_7_ECX_LA57     0x00010000  ///< 57-bit linear addresses
+#define HV_CPUID_7_ECX_RDPID    0x00400000  ///< RDPID
+#define HV_CPUID_7_EDX_PCONFIG  0x00040000  ///< PCONFIG
 #define HV_CPUID_7_EDX_CET_IBT  0x00100000  ///< indirect branch tracking
+
+//
+// Leaf 7: structured features, continued (SDM Vol 2 CPUID)
+//
+#define HV_CPUID_7_1_EAX_MSRLIST  0x08000000  ///< RDMSRLIST, WRMSRLIST, WRMSRNS
 
 //
 // Leaf B: topology; EDX is the x2APIC id (SDM Vol 2 CPUID; APM3 E.3.8)

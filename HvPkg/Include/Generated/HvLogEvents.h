@@ -54,6 +54,7 @@ typedef enum {
   HvLogEventSipiTaken,         ///< this processor took a SIPI
   HvLogEventMsrGp,             ///< an MSR access raised #GP in the guest
   HvLogEventNpfUnexpected,     ///< a nested page fault that nothing claims
+  HvLogEventNestedMalformed,   ///< an entry of the nested tables that the processor does not take
   HvLogEventDecodeFailed,      ///< an instruction that could not be decoded
   HvLogEventHostWriteDropped,  ///< a write to the hypervisor's memory was dropped
   HvLogEventExitUnknown,       ///< an exit that no row expects
@@ -94,6 +95,7 @@ typedef enum {
   X (SipiTaken,        HvLogDebug, "sipi-taken",         "vector=%x")                                                               \
   X (MsrGp,            HvLogDebug, "msr-gp",             "msr=%x write=%u value=%x rip=%x")                                         \
   X (NpfUnexpected,    HvLogWarn,  "npf-unexpected",     "gpa=%x error=%x rip=%x")                                                  \
+  X (NestedMalformed,  HvLogError, "nested-malformed",   "gpa=%x attributes=%x level=%u rip=%x")                                    \
   X (DecodeFailed,     HvLogWarn,  "decode-failed",      "rip=%x bytes=%x reason=%s")                                               \
   X (HostWriteDropped, HvLogWarn,  "host-write-dropped", "gpa=%x rip=%x")                                                           \
   X (ExitUnknown,      HvLogError, "exit-unknown",       "code=%x info1=%x info2=%x rip=%x")                                        \

@@ -294,13 +294,34 @@
 #define HV_VMX_EPT_VPID_CAP_INVVPID_ALL                0x0000040000000000ULL  ///< INVVPID all contexts
 #define HV_VMX_EPT_VPID_CAP_INVVPID_SINGLE_NOT_GLOBAL  0x0000080000000000ULL  ///< INVVPID single context, globals kept
 
-/// X (msr, intercept reads, intercept writes, name): what the root does not reach by itself.
-#define HV_MSR_ROOT_POLICY_LIST(X)                   \
-  X (HV_MSR_APIC_BASE,   FALSE, TRUE, "APIC_BASE")   \
-  X (HV_MSR_EFER,        TRUE,  TRUE, "EFER")        \
-  X (HV_MSR_X2APIC_ICR,  FALSE, TRUE, "X2APIC_ICR")  \
-  X (HV_MSR_VM_CR,       TRUE,  TRUE, "VM_CR")       \
-  X (HV_MSR_VM_HSAVE_PA, TRUE,  TRUE, "VM_HSAVE_PA") \
-  X (HV_MSR_SVM_KEY,     TRUE,  TRUE, "SVM_KEY")
+/// X (msr, SVM intercepts reads, writes, VMX intercepts reads, writes, denied, name): what the root does not reach by itself.
+#define HV_MSR_ROOT_POLICY_LIST(X)                                                                \
+  X (HV_MSR_APIC_BASE,               FALSE, TRUE, FALSE, TRUE,  FALSE, "APIC_BASE")               \
+  X (HV_MSR_EFER,                    TRUE,  TRUE, FALSE, FALSE, FALSE, "EFER")                    \
+  X (HV_MSR_X2APIC_ICR,              FALSE, TRUE, FALSE, TRUE,  FALSE, "X2APIC_ICR")              \
+  X (HV_MSR_FEATURE_CONTROL,         TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "FEATURE_CONTROL")         \
+  X (HV_MSR_VMX_BASIC,               TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_BASIC")               \
+  X (HV_MSR_VMX_PINBASED_CTLS,       TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_PINBASED_CTLS")       \
+  X (HV_MSR_VMX_PROCBASED_CTLS,      TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_PROCBASED_CTLS")      \
+  X (HV_MSR_VMX_EXIT_CTLS,           TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_EXIT_CTLS")           \
+  X (HV_MSR_VMX_ENTRY_CTLS,          TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_ENTRY_CTLS")          \
+  X (HV_MSR_VMX_MISC,                TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_MISC")                \
+  X (HV_MSR_VMX_CR0_FIXED0,          TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_CR0_FIXED0")          \
+  X (HV_MSR_VMX_CR0_FIXED1,          TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_CR0_FIXED1")          \
+  X (HV_MSR_VMX_CR4_FIXED0,          TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_CR4_FIXED0")          \
+  X (HV_MSR_VMX_CR4_FIXED1,          TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_CR4_FIXED1")          \
+  X (HV_MSR_VMX_VMCS_ENUM,           TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_VMCS_ENUM")           \
+  X (HV_MSR_VMX_PROCBASED_CTLS2,     TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_PROCBASED_CTLS2")     \
+  X (HV_MSR_VMX_EPT_VPID_CAP,        TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_EPT_VPID_CAP")        \
+  X (HV_MSR_VMX_TRUE_PINBASED_CTLS,  TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_TRUE_PINBASED_CTLS")  \
+  X (HV_MSR_VMX_TRUE_PROCBASED_CTLS, TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_TRUE_PROCBASED_CTLS") \
+  X (HV_MSR_VMX_TRUE_EXIT_CTLS,      TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_TRUE_EXIT_CTLS")      \
+  X (HV_MSR_VMX_TRUE_ENTRY_CTLS,     TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_TRUE_ENTRY_CTLS")     \
+  X (HV_MSR_VMX_VMFUNC,              TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_VMFUNC")              \
+  X (HV_MSR_VMX_PROCBASED_CTLS3,     TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_PROCBASED_CTLS3")     \
+  X (HV_MSR_VMX_EXIT_CTLS2,          TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VMX_EXIT_CTLS2")          \
+  X (HV_MSR_VM_CR,                   TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VM_CR")                   \
+  X (HV_MSR_VM_HSAVE_PA,             TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "VM_HSAVE_PA")             \
+  X (HV_MSR_SVM_KEY,                 TRUE,  TRUE, TRUE,  TRUE,  TRUE,  "SVM_KEY")
 
 #endif // HV_MSR_H_

@@ -12,6 +12,7 @@
 #define HV_CPU_LAUNCH_RIP  0x10
 #define HV_CPU_STACK_TOP   0x18
 #define HV_CPU_NMI_COUNT   0x20
+#define HV_CPU_NMI_SETTLED 0x28
 
 #define HV_REGS_RAX     0x00
 #define HV_REGS_RCX     0x08

@@ -86,8 +86,9 @@ typedef enum {
 #define HV_STATE_CR2       BIT4
 #define HV_STATE_DEBUG     BIT5 ///< DR6 DR7
 #define HV_STATE_PAT       BIT6
-#define HV_STATE_EVENTS    BIT7 ///< interrupt shadow
+#define HV_STATE_EVENTS    BIT7 ///< interrupt shadow, blocking by NMI, HLT
 #define HV_STATE_ALL       (BIT8 - 1)
+#define HV_STATE_PDPTE     BIT8 ///< for PAE paging, where the processor keeps them in registers; else it changes nothing
 
 typedef struct {
   HV_SEGMENT    Segment[HvSegmentCount];
@@ -97,6 +98,8 @@ typedef struct {
   UINT16        IdtLimit;
   UINT8         Cpl;
   BOOLEAN       InterruptShadow;
+  BOOLEAN       NmiBlocked;       ///< where the processor keeps account of it, else FALSE
+  BOOLEAN       Halted;           ///< in HLT, where an exit does not end it, else FALSE
   UINT64        Cr0;
   UINT64        Cr2;
   UINT64        Cr3;
@@ -113,6 +116,8 @@ typedef struct {
   UINT64        SysenterCs;
   UINT64        SysenterEsp;
   UINT64        SysenterEip;
+  BOOLEAN       PdpteLoaded;      ///< the processor keeps them in registers
+  UINT64        Pdpte[4];
 } HV_VCPU_STATE;
 
 typedef enum {
@@ -135,6 +140,7 @@ typedef struct {
 #define HV_FAULT_WRITE    BIT1
 #define HV_FAULT_FETCH    BIT2
 #define HV_FAULT_TABLE    BIT3 ///< the access was one of the guest's own page walk
+#define HV_FAULT_MALFORMED  BIT4 ///< an entry of the nested tables is not one that the processor takes
 
 ///
 /// A hardware exit in neutral terms.
@@ -147,6 +153,8 @@ typedef struct {
   UINT64          Info2;
   UINT64          NextRip;    ///< 0: the processor did not say, the instruction has to be decoded
   UINT64          Gpa;        ///< HvExitNestedFault: guest-physical address
+  UINT64          CrValue;    ///< HvExitCrAccess: what the guest writes
+  UINT8           CrNumber;   ///< HvExitCrAccess: 0 or 4
   UINT8           FetchedCount;
   UINT8           Fetched[15]; ///< instruction bytes, where the processor gives them
 } HV_EXIT;
@@ -214,6 +222,7 @@ STATIC_ASSERT (OFFSET_OF (HV_CPU, LaunchRsp) == HV_CPU_LAUNCH_RSP, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_CPU, LaunchRip) == HV_CPU_LAUNCH_RIP, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_CPU, StackTop) == HV_CPU_STACK_TOP, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_CPU, NmiCount) == HV_CPU_NMI_COUNT, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_CPU, NmiSettled) == HV_CPU_NMI_SETTLED, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_REGS, Rsp) == HV_REGS_RSP, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_REGS, Rdi) == HV_REGS_RDI, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_REGS, R15) == HV_REGS_R15, "HvAsm.h");
@@ -231,6 +240,18 @@ typedef struct {
 #define HV_RAM_RANGES_MAX  128
 
 ///
+/// CPUID bits that the root must not see because a control of the backend is missing.
+///
+typedef struct {
+  UINT32    Leaf;
+  UINT32    SubLeaf;
+  UINT32    Register; ///< HV_CPUID_REG_*
+  UINT32    Bits;
+} HV_CPUID_HIDDEN;
+
+#define HV_CPUID_HIDDEN_MAX  8
+
+///
 /// The host: everything that is there once. Written before the launch, read-only after it but for the marked fields.
 ///
 struct _HV_HOST {
@@ -244,12 +265,16 @@ struct _HV_HOST {
   UINT64                  Cr0;             ///< of host life
   UINT64                  Cr3;
   UINT64                  Cr4;
+  UINT64                  RootCr0;         ///< bits that must be 1 while root mode is on
+  UINT64                  RootCr4;
   UINT64                  BootTextBase;    ///< HvDxe as the firmware loaded it: only its code may ask to leave
   UINT64                  BootTextEnd;
   HV_STATUS_HEADER        *Status;
   UINT32                  CpuCount;
   UINT32                  RamCount;
   UINT32                  FailCpu;         ///< test option fail_cpu, MAX_UINT32 for none
+  UINT32                  HiddenCount;
+  HV_CPUID_HIDDEN         Hidden[HV_CPUID_HIDDEN_MAX];
   UINT8                   AddressBits;
   volatile UINT8          BootDone;
   HV_PAGE_POOL            Pool;

@@ -20,7 +20,7 @@ typedef struct {
   BOOLEAN        Met;
 } HV_REQUIREMENT;
 
-#define HV_REQUIREMENTS_MAX  24
+#define HV_REQUIREMENTS_MAX  48
 
 ///
 /// What a backend needs and what it found.
@@ -31,7 +31,11 @@ typedef struct {
   HV_PAGING_FORMAT  Format;
   UINT32            SharedPages;   ///< contiguous pages for each VM
   UINT32            CpuPages;      ///< contiguous pages for each processor
+  UINT64            RootCr0;       ///< bits of CR0 and CR4 that must be 1 while root mode is on
+  UINT64            RootCr4;
   CONST CHAR8       *KickMethod;
+  UINT32            HiddenCount;
+  HV_CPUID_HIDDEN   Hidden[HV_CPUID_HIDDEN_MAX];
   HV_REQUIREMENT    Requirement[HV_REQUIREMENTS_MAX];
 } HV_PROBE;
 
@@ -53,8 +57,8 @@ struct _HV_BACKEND_OPS {
   /// LaunchDetail are set. Host.
   RETURN_STATUS (*CpuOn)(IN OUT HV_CPU *Cpu);
 
-  /// Root mode off, after HvHostRestore. Host.
-  VOID (*CpuOff)(IN OUT HV_CPU *Cpu);
+  /// Root mode off, after HvHostRestore with the same state. What could not be restored before it is restored now. Host.
+  VOID (*CpuOff)(IN OUT HV_CPU *Cpu, IN CONST HV_VCPU_STATE *State);
 
   /// Makes the vCPU's control blocks with this state. Host.
   VOID (*VcpuInit)(IN OUT HV_VCPU *Vcpu, IN CONST HV_VCPU_STATE *State);
@@ -76,11 +80,14 @@ struct _HV_BACKEND_OPS {
   VOID (*InterceptIret)(IN OUT HV_VCPU *Vcpu, IN BOOLEAN On);
   VOID (*InterceptDebug)(IN OUT HV_VCPU *Vcpu, IN BOOLEAN On);
 
+  /// Exit (HvExitWindow) when the guest can take an NMI. NULL where the processor keeps no account of that. Host.
+  VOID (*NmiWindow)(IN OUT HV_VCPU *Vcpu, IN BOOLEAN On);
+
   /// Forgets cached nested translations on this processor. Host.
   VOID (*Flush)(IN OUT HV_VCPU *Vcpu);
 
-  /// Takes the NMIs that are pending, then returns. Host.
-  VOID (*TakeNmi)(IN OUT HV_CPU *Cpu);
+  /// Takes the signal that an exit announced: an NMI is counted, INIT and SIPI are posted into the own mailbox. Host.
+  VOID (*TakeSignal)(IN OUT HV_CPU *Cpu, IN CONST HV_EXIT *Exit);
 
   /// Sleeps until the mailbox is not empty; NMIs are taken. Host.
   VOID (*WaitMail)(IN OUT HV_CPU *Cpu);

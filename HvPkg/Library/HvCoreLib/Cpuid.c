@@ -65,6 +65,12 @@ HvCoreCpuid (
     }
   }
 
+  for (Row = 0; Row < Cpu->Host->HiddenCount; Row++) {
+    if ((Cpu->Host->Hidden[Row].Leaf == Leaf) && (Cpu->Host->Hidden[Row].SubLeaf == SubLeaf)) {
+      Registers[Cpu->Host->Hidden[Row].Register] &= ~Cpu->Host->Hidden[Row].Bits;
+    }
+  }
+
   // These bits mirror CR4, and the processor looked at the host's.
   if (Leaf == HV_CPUID_1) {
     Registers[2] &= ~(UINT32)HV_CPUID_1_ECX_OSXSAVE;

@@ -46,6 +46,8 @@ HvCoreInitState (
   State->IdtLimit                      = 0xFFFF;
   State->Cpl                           = 0;
   State->InterruptShadow               = FALSE;
+  State->NmiBlocked                    = FALSE;
+  State->Halted                        = FALSE;
   State->Cr0                           = (State->Cr0 & (HV_CR0_CD | HV_CR0_NW)) | HV_CR0_ET;
   State->Cr2                           = 0;
   State->Cr3                           = 0;

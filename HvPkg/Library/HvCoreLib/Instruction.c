@@ -21,10 +21,9 @@ HvCoreRaise (
   Vcpu->Cpu->Host->Ops->Inject (Vcpu, &Event);
 }
 
-STATIC
 RETURN_STATUS
 EFIAPI
-ReadGuest (
+HvCoreReadGuest (
   IN  VOID    *Context,
   IN  UINT64  Gpa,
   OUT VOID    *Buffer,
@@ -98,7 +97,7 @@ HvCoreDecode (
   UINT8                       Mode;
   RETURN_STATUS               Status;
 
-  Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL | HV_STATE_SEGMENTS, &State);
+  Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL | HV_STATE_SEGMENTS | HV_STATE_PDPTE, &State);
   Mode   = 16;
   Linear = (UINT32)(State.Segment[HvSegmentCs].Base + Vcpu->Regs.Rip);
   if (((State.Efer & HV_EFER_LMA) != 0) && ((State.Segment[HvSegmentCs].Attributes & HV_SEGMENT_LONG) != 0)) {
@@ -121,7 +120,9 @@ HvCoreDecode (
     Paging.Cpl         = State.Cpl;
     Paging.AddressBits = Cpu->Host->AddressBits;
     Paging.Page1G      = TRUE;
-    Status             = HvGuestFetch (&Paging, Linear, ReadGuest, Cpu->Host, Bytes, &Count, &Fault);
+    Paging.PdpteLoaded = State.PdpteLoaded;
+    CopyMem (Paging.Pdpte, State.Pdpte, sizeof (Paging.Pdpte));
+    Status             = HvGuestFetch (&Paging, Linear, HvCoreReadGuest, Cpu->Host, Bytes, &Count, &Fault);
     if (RETURN_ERROR (Status)) {
       LogDecodeFailure (Cpu, Vcpu, NULL, 0, "the instruction cannot be read");
       HvCoreRaise (Vcpu, HV_VECTOR_GP);

@@ -93,6 +93,13 @@ HvOnNestedFault (
 
   Host  = Cpu->Host;
   Vm    = Vcpu->Vm;
+  if ((Exit->FaultFlags & HV_FAULT_MALFORMED) != 0) {
+    HvPagingQuery (&Vm->Nested, Exit->Gpa, &Leaf);
+    HV_LOG (Cpu->Index, NestedMalformed, Exit->Gpa, Leaf.Attributes, Leaf.Level, Vcpu->Regs.Rip);
+    HvCoreRaise (Vcpu, HV_VECTOR_GP);
+    return;
+  }
+
   Limit = LShiftU64 (1, Vm->Nested.AddressBits);
   if (((Exit->FaultFlags & HV_FAULT_PRESENT) != 0) || (Exit->Gpa >= Limit)) {
     HV_LOG (Cpu->Index, NpfUnexpected, Exit->Gpa, Exit->Info1, Vcpu->Regs.Rip);

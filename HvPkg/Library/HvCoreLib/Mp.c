@@ -99,6 +99,10 @@ Reset (
 
   ZeroMem (&Event, sizeof (Event));
   Ops->Inject (Vcpu, &Event);
+  if (Ops->NmiWindow != NULL) {
+    Ops->NmiWindow (Vcpu, FALSE);
+  }
+
   Ops->InterceptIret (Vcpu, FALSE);
   Ops->InterceptDebug (Vcpu, FALSE);
   Vcpu->NmiPending  = FALSE;

@@ -6,6 +6,35 @@
 
 #include "CoreInternal.h"
 
+#define DENIED_ROW(Msr, SvmRead, SvmWrite, VmxRead, VmxWrite, Denied, Text)  { Msr, Denied },
+
+STATIC CONST struct {
+  UINT32     Msr;
+  BOOLEAN    Denied;
+} mPolicy[] = {
+  HV_MSR_ROOT_POLICY_LIST (DENIED_ROW)
+};
+
+///
+/// MSRs of VMX and SVM, which do not exist on a processor whose CPUID says that there is neither.
+///
+STATIC
+BOOLEAN
+IsDenied (
+  IN UINT32  Msr
+  )
+{
+  UINTN  Row;
+
+  for (Row = 0; Row < ARRAY_SIZE (mPolicy); Row++) {
+    if (mPolicy[Row].Msr == Msr) {
+      return mPolicy[Row].Denied;
+    }
+  }
+
+  return FALSE;
+}
+
 STATIC
 VOID
 Refuse (
@@ -37,14 +66,8 @@ HvOnRdmsr (
       Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL, &State);
       Value = State.Efer;
       break;
-    case HV_MSR_VM_CR:
-    case HV_MSR_VM_HSAVE_PA:
-    case HV_MSR_SVM_KEY:
-      // They do not exist on a processor whose CPUID says that there is no SVM.
-      Refuse (Cpu, Vcpu, FALSE, 0);
-      return;
     default:
-      if (!HvHostReadMsr (Msr, &Value)) {
+      if (IsDenied (Msr) || !HvHostReadMsr (Msr, &Value)) {
         Refuse (Cpu, Vcpu, FALSE, 0);
         return;
       }
@@ -130,11 +153,6 @@ HvOnWrmsr (
     case HV_MSR_EFER:
       Taken = WriteEfer (Cpu, Vcpu, Value);
       break;
-    case HV_MSR_VM_CR:
-    case HV_MSR_VM_HSAVE_PA:
-    case HV_MSR_SVM_KEY:
-      Taken = FALSE;
-      break;
     case HV_MSR_APIC_BASE:
       Taken = WriteApicBase (Cpu, Value);
       break;
@@ -152,7 +170,7 @@ HvOnWrmsr (
       HvCoreMail (Cpu, Vcpu);
       return;
     default:
-      Taken = HvHostWriteMsr (Msr, Value);
+      Taken = (BOOLEAN)(!IsDenied (Msr) && HvHostWriteMsr (Msr, Value));
   }
 
   if (!Taken) {

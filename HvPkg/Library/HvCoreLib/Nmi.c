@@ -1,8 +1,8 @@
 /** @file
   NMIs: kicks are told apart from the guest's, which get theirs once, in their window.
 
-  Without virtual NMIs the processor does not keep account of an injected NMI: until its IRET retires the next one
-  has to wait here (APM2 15.20, 15.21.9).
+  A processor with virtual NMIs keeps account of an injected one and exits when it can take the next (SDM volume 3,
+  25.3). Without them, until its IRET retires the next one has to wait here (APM2 15.20, 15.21.9).
 
   SPDX-License-Identifier: BSD-2-Clause-Patent
 **/
@@ -36,6 +36,11 @@ TryInject (
   HV_EVENT              Event;
 
   Ops = Cpu->Host->Ops;
+  if (Ops->NmiWindow != NULL) {
+    Ops->NmiWindow (Vcpu, Vcpu->NmiPending);
+    return;
+  }
+
   if (Vcpu->NmiBlocked && Vcpu->NmiIretSeen && (Vcpu->Regs.Rip != Vcpu->NmiIretRip)) {
     Vcpu->NmiBlocked = FALSE;
   }
@@ -101,6 +106,24 @@ HvOnNmi (
   }
 
   TryInject (Cpu, Vcpu);
+}
+
+VOID
+HvOnWindow (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     HV_EXIT  *Exit
+  )
+{
+  HV_EVENT  Event;
+
+  Cpu->Host->Ops->NmiWindow (Vcpu, FALSE);
+  if (Vcpu->NmiPending) {
+    ZeroMem (&Event, sizeof (Event));
+    Event.Type       = HvEventNmi;
+    Vcpu->NmiPending = FALSE;
+    Cpu->Host->Ops->Inject (Vcpu, &Event);
+  }
 }
 
 VOID

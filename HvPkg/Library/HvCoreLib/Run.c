@@ -31,16 +31,18 @@ OnInvd (
   HvCoreRetire (Cpu, Vcpu, Exit, 0);
 }
 
+///
+/// INIT and SIPI that came by the wire.
+///
 STATIC
 VOID
-OnInit (
+OnSignal (
   IN OUT HV_CPU   *Cpu,
   IN OUT HV_VCPU  *Vcpu,
   IN     HV_EXIT  *Exit
   )
 {
-  // The pending INIT is taken in the host, as #SX, which posts it (APM2 15.30.1).
-  Cpu->Host->Ops->TakeNmi (Cpu);
+  Cpu->Host->Ops->TakeSignal (Cpu, Exit);
   HvCoreSettleNmis (Cpu, Vcpu);
   HvCoreMail (Cpu, Vcpu);
 }
@@ -122,13 +124,13 @@ STATIC CONST HV_EXIT_HANDLER  mHandlers[HvExitKindCount] = {
   [HvExitHostMemory]      = HvOnHostMemory,
   [HvExitNmi]             = HvOnNmi,
   [HvExitKick]            = HvOnNmi,
-  [HvExitInit]            = OnInit,
-  [HvExitSipi]            = OnUnknown,     // no VMX backend asks for it: SIPIs go through mailboxes
+  [HvExitInit]            = OnSignal,
+  [HvExitSipi]            = OnSignal,
   [HvExitIret]            = HvOnIret,
   [HvExitHlt]             = OnUnknown,     // not intercepted for the root
   [HvExitPause]           = OnUnknown,     // not intercepted for the root
   [HvExitIo]              = OnUnknown,     // not intercepted for the root
-  [HvExitCrAccess]        = OnUnknown,     // not intercepted under SVM
+  [HvExitCrAccess]        = HvOnCrAccess,
   [HvExitDrAccess]        = OnUnknown,     // not intercepted
   [HvExitException]       = OnUnknown,     // only #DB is intercepted
   [HvExitDb]              = HvOnDebug,
@@ -137,7 +139,7 @@ STATIC CONST HV_EXIT_HANDLER  mHandlers[HvExitKindCount] = {
   [HvExitTaskSwitch]      = OnUnknown,     // not intercepted under SVM
   [HvExitShutdown]        = OnShutdown,
   [HvExitSmi]             = OnUnknown,     // not intercepted
-  [HvExitWindow]          = OnUnknown,     // no virtual interrupts for the root
+  [HvExitWindow]          = HvOnWindow,
   [HvExitEntryFailed]     = OnEntryFailed,
   [HvExitUnknown]         = OnUnknown,
 };
@@ -169,7 +171,7 @@ Classify (
       return HvExitNestedFault;
 
     case HvExitNmi:
-      Cpu->Host->Ops->TakeNmi (Cpu);
+      Cpu->Host->Ops->TakeSignal (Cpu, Exit);
       return HvCoreSettleNmis (Cpu, Vcpu) ? HvExitKick : HvExitNmi;
 
     default:
@@ -197,7 +199,8 @@ HvCoreRun (
       return Status;
     }
 
-    Cpu->Entered = TRUE;
+    // An NMI may have come before the guest did.
+    Cpu->Entered = (BOOLEAN)(Cpu->Entered || (Exit.Kind != HvExitNmi));
     Exit.Kind    = Classify (Cpu, Vcpu, &Exit);
     Cpu->Exits[Exit.Kind]++;
     mHandlers[Exit.Kind](Cpu, Vcpu, &Exit);
@@ -269,7 +272,7 @@ HvCoreLaunch (
     Cpu->State = HvMpNative;
   }
 
-  HvHostRestore (&State);
-  Ops->CpuOff (Cpu);
+  HvHostRestore (Cpu, &State);
+  Ops->CpuOff (Cpu, &State);
   return Status;
 }

@@ -162,6 +162,7 @@ HvHostLoad (
 
 VOID
 HvHostRestore (
+  IN CONST HV_CPU         *Cpu,
   IN CONST HV_VCPU_STATE  *State
   )
 {
@@ -175,9 +176,9 @@ HvHostRestore (
   }
 
   // CR4 first: PCIDE may only be set while CR3 bits 11:0 are 0 (SDM volume 3, 4.10.1), as the host's are.
-  AsmWriteCr4 (State->Cr4);
+  AsmWriteCr4 (State->Cr4 | Cpu->Host->RootCr4);
   AsmWriteCr3 (State->Cr3);
-  AsmWriteCr0 (State->Cr0);
+  AsmWriteCr0 (State->Cr0 | Cpu->Host->RootCr0);
   Gdtr.Base  = State->GdtBase;
   Gdtr.Limit = State->GdtLimit;
   Idtr.Base  = State->IdtBase;

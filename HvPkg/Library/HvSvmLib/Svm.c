@@ -6,7 +6,7 @@
 
 #include "SvmInternal.h"
 
-#define MSRPM_ROW(Msr, Read, Write, Text)  { Msr, Read, Write },
+#define MSRPM_ROW(Msr, Read, Write, VmxRead, VmxWrite, Denied, Text)  { Msr, Read, Write },
 
 STATIC CONST struct {
   UINT32     Msr;
@@ -115,7 +115,8 @@ SvmCpuOn (
 STATIC
 VOID
 SvmCpuOff (
-  IN OUT HV_CPU  *Cpu
+  IN OUT HV_CPU               *Cpu,
+  IN     CONST HV_VCPU_STATE  *State
   )
 {
   // A null TR, as firmware may have it, cannot be loaded by any other instruction.
@@ -186,6 +187,12 @@ SvmStateGet (
 
   if ((Mask & HV_STATE_EVENTS) != 0) {
     State->InterruptShadow = (BOOLEAN)((Vmcb (Vcpu)->Control.InterruptShadow & BIT0) != 0);
+    State->NmiBlocked      = FALSE;
+    State->Halted          = FALSE;
+  }
+
+  if ((Mask & HV_STATE_PDPTE) != 0) {
+    State->PdpteLoaded = FALSE;
   }
 }
 
@@ -452,10 +459,12 @@ SvmFlush (
 
 STATIC
 VOID
-SvmTakeNmi (
-  IN OUT HV_CPU  *Cpu
+SvmTakeSignal (
+  IN OUT HV_CPU         *Cpu,
+  IN     CONST HV_EXIT  *Exit
   )
 {
+  // What the exit announced is still pending: an NMI, or an INIT that comes as #SX (APM2 15.21.8, 15.30.1).
   __asm__ __volatile__ ("stgi; nop; nop; clgi" : : : "memory");
 }
 
@@ -479,13 +488,13 @@ SvmLeave (
   HV_VCPU_STATE  State;
 
   SvmStateGet (Vcpu, HV_STATE_ALL, &State);
-  HvHostRestore (&State);
+  HvHostRestore (Vcpu->Cpu, &State);
 
   AsmWriteMsr64 (HV_MSR_PAT, State.Pat);
   AsmWriteDr6 (State.Dr6);
   AsmWriteDr7 (State.Dr7);
   CopyMem (CpuPage (Vcpu->Cpu, SVM_PAGE_NATIVE), Vcpu->Hw, sizeof (HV_VMCB));
-  SvmCpuOff (Vcpu->Cpu);
+  SvmCpuOff (Vcpu->Cpu, &State);
   HvHostJump (&Vcpu->Regs, State.Segment[HvSegmentCs].Selector, State.Segment[HvSegmentSs].Selector);
 }
 
@@ -506,7 +515,7 @@ STATIC CONST HV_BACKEND_OPS  mSvmOps = {
   .InterceptIret  = SvmInterceptIret,
   .InterceptDebug = SvmInterceptDebug,
   .Flush          = SvmFlush,
-  .TakeNmi        = SvmTakeNmi,
+  .TakeSignal     = SvmTakeSignal,
   .WaitMail       = SvmWaitMail,
   .Leave          = SvmLeave,
 };

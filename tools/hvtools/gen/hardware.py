@@ -346,14 +346,19 @@ def msr(spec: Spec) -> Files:
             root = item.text("root", "pass")
             if root not in ROOT_MSR:
                 item.fail(f"root '{root}' is none of {', '.join(ROOT_MSR)}")
+            vmx = item.text("root-vmx", root)
+            if vmx not in ROOT_MSR:
+                item.fail(f"root-vmx '{vmx}' is none of {', '.join(ROOT_MSR)}")
             text, section = item.text("text"), item.section()
             for index in range(count):
                 name = pattern.replace("{n}", str(index))
                 check_name(item, name, "upper")
                 constants.append(Constant(f"{prefix}_{name}", first + index * step, text, section))
                 if root != "pass":
-                    policy.append([f"{prefix}_{name}", *(str(flag).upper() for flag in ROOT_MSR[root]), f'"{name}"'])
-                rows.append([f"0x{first + index * step:08X}", name, root, text, section])
+                    flags = (*ROOT_MSR[root], *ROOT_MSR[vmx], root == "deny")
+                    policy.append([f"{prefix}_{name}", *(str(flag).upper() for flag in flags), f'"{name}"'])
+                shown = root if vmx == root else f"{root}; VMX: {vmx}"
+                rows.append([f"0x{first + index * step:08X}", name, shown, text, section])
             item.done()
         block.done()
         every += constants
@@ -376,7 +381,8 @@ def msr(spec: Spec) -> Files:
         page += md_group(group)
     body += c_xmacro(
         "HV_MSR_ROOT_POLICY_LIST",
-        "X (msr, intercept reads, intercept writes, name): what the root does not reach by itself.",
+        "X (msr, SVM intercepts reads, writes, VMX intercepts reads, writes, denied, name): "
+        "what the root does not reach by itself.",
         policy,
     )
     names = py_dict(

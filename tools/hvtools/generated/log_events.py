@@ -229,6 +229,16 @@ EVENTS: dict[str, Event] = {
         ),
         "a nested page fault that nothing claims",
     ),
+    "nested-malformed": Event(
+        "error",
+        (
+            ("gpa", "x"),
+            ("attributes", "x"),
+            ("level", "u"),
+            ("rip", "x"),
+        ),
+        "an entry of the nested tables that the processor does not take",
+    ),
     "decode-failed": Event(
         "warn",
         (

@@ -70,17 +70,25 @@ CommonStub:
     iretq
 
 ; An NMI only counts. One that arrives between the look into the mailbox and HLT must not be slept over, so it
-; moves the interrupted code behind the HLT.
+; moves the interrupted code behind the HLT. The same for the look and the entry that HvHostNmiGuard named.
 NmiStub:
     push    rax
     push    rcx
     mov     rax, [rsp + 16]
     lea     rcx, [WaitBegin]
     cmp     rax, rcx
-    jb      .count
+    jb      .guard
     lea     rcx, [WaitEnd]
     cmp     rax, rcx
+    jae     .guard
+    mov     [rsp + 16], rcx
+    jmp     .count
+.guard:
+    cmp     rax, [GuardBegin]
+    jb      .count
+    cmp     rax, [GuardEnd]
     jae     .count
+    mov     rcx, [GuardTarget]
     mov     [rsp + 16], rcx
 .count:
     inc     qword [gs:HV_CPU_NMI_COUNT]
@@ -96,6 +104,14 @@ WaitBegin:
     jne     WaitEnd
     hlt
 WaitEnd:
+    ret
+
+; VOID HvHostNmiGuard (CONST VOID *Begin, CONST VOID *End, CONST VOID *Target)
+global ASM_PFX(HvHostNmiGuard)
+ASM_PFX(HvHostNmiGuard):
+    mov     [GuardBegin], rdi
+    mov     [GuardTarget], rdx
+    mov     [GuardEnd], rsi
     ret
 
 ; UINT32 HvHostReadMsrRaw (UINT32 Msr, UINT64 *Value)
@@ -141,6 +157,13 @@ Faulted:
 SECTION .data
 
 align 8
+GuardBegin:
+    dq      0
+GuardEnd:
+    dq      0
+GuardTarget:
+    dq      0
+
 global ASM_PFX(HvHostFixups)
 ASM_PFX(HvHostFixups):
     dq      FaultRdmsr, Faulted
