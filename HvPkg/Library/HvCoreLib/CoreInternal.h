@@ -288,7 +288,8 @@ HvCoreRaise (
   );
 
 /**
-  Decodes the guest's instruction at RIP. If it cannot, the failure is logged and #GP is queued.
+  Decodes the guest's instruction at RIP. If it cannot, #PF is queued where the fetch raises it, else the failure is logged
+  and #GP is queued.
 
   @retval TRUE   Insn is set.
   @retval FALSE  The exit is dealt with.

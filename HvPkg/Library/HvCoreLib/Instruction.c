@@ -21,6 +21,28 @@ HvCoreRaise (
   Vcpu->Cpu->Host->Ops->Inject (Vcpu, &Event);
 }
 
+///
+/// The page fault that the fetch of an instruction raises now: another processor may have changed the tables since.
+///
+STATIC
+VOID
+RaisePageFault (
+  IN OUT HV_VCPU              *Vcpu,
+  IN     CONST HV_PAGE_FAULT  *Fault
+  )
+{
+  HV_VCPU_STATE  State;
+  HV_EVENT       Event;
+
+  State.Cr2 = Fault->Cr2;
+  Vcpu->Cpu->Host->Ops->StateSet (Vcpu, HV_STATE_CR2, &State);
+  Event.Type         = HvEventException;
+  Event.Vector       = HV_VECTOR_PF;
+  Event.HasErrorCode = TRUE;
+  Event.ErrorCode    = Fault->ErrorCode;
+  Vcpu->Cpu->Host->Ops->Inject (Vcpu, &Event);
+}
+
 RETURN_STATUS
 EFIAPI
 HvCoreReadGuest (
@@ -107,6 +129,7 @@ HvCoreDecode (
     Mode = 32;
   }
 
+  ZeroMem (&Fault, sizeof (Fault));
   Count = Exit->FetchedCount;
   if (Count > 0) {
     CopyMem (Bytes, Exit->Fetched, Count);
@@ -123,6 +146,11 @@ HvCoreDecode (
     Paging.PdpteLoaded = State.PdpteLoaded;
     CopyMem (Paging.Pdpte, State.Pdpte, sizeof (Paging.Pdpte));
     Status             = HvGuestFetch (&Paging, Linear, HvCoreReadGuest, Cpu->Host, Bytes, &Count, &Fault);
+    if (Status == RETURN_ACCESS_DENIED) {
+      RaisePageFault (Vcpu, &Fault);
+      return FALSE;
+    }
+
     if (RETURN_ERROR (Status)) {
       LogDecodeFailure (Cpu, Vcpu, NULL, 0, "the instruction cannot be read");
       HvCoreRaise (Vcpu, HV_VECTOR_GP);
@@ -131,6 +159,11 @@ HvCoreDecode (
   }
 
   Status = HvDecode (Bytes, Count, Mode, Insn);
+  if ((Status == RETURN_BUFFER_TOO_SMALL) && (Fault.Cr2 != 0)) {
+    RaisePageFault (Vcpu, &Fault);
+    return FALSE;
+  }
+
   if (RETURN_ERROR (Status)) {
     LogDecodeFailure (Cpu, Vcpu, Bytes, Count, Reasons[Insn->Reason]);
     HvCoreRaise (Vcpu, HV_VECTOR_GP);
