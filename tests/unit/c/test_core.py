@@ -1,0 +1,566 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""The core's policy on a machine without hardware: CPUID, XSETBV, MSRs, INIT state, retirement, host memory."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hvtools.generated import exits
+from tests.unit.c.core_host import CData, Core
+
+CPUID_CODE = b"\x0f\xa2"
+XSETBV_CODE = b"\x0f\x01\xd1"
+GP, UD, DB = 13, 6, 1
+OSXSAVE, PKE = 1 << 18, 1 << 22
+REGISTERS = ("Rax", "Rcx", "Rdx", "Rbx", "Rsp", "Rbp", "Rsi", "Rdi", *(f"R{n}" for n in range(8, 16)), "Rip", "Rflags")
+
+
+def registers(core: Core, cpu: int = 0) -> dict[str, int]:
+    return {name: int(getattr(core.lib.gFake.Vcpu[cpu].Regs, name)) for name in REGISTERS}
+
+
+def exception(core: Core, cpu: int = 0) -> tuple[int, int | None] | None:
+    """The exception of the next entry: vector and error code."""
+    event = core.lib.gFake.Fake[cpu].Event
+    if event.Type != core.lib.HvEventException:
+        return None
+    return int(event.Vector), int(event.ErrorCode) if event.HasErrorCode else None
+
+
+def test_every_kind_has_a_handler_and_is_counted(core: Core) -> None:
+    kinds = core.lib.HvExitKindCount
+    assert kinds == len(exits.KINDS)
+    assert all(core.lib.HvFakeHasHandler(kind) for kind in range(kinds))
+    for kind in range(kinds):
+        fake = core.reset(1, virtual_nmis=True)
+        made = core.exit("None", code=b"\x90", FaultFlags=1)
+        made.Kind = kind
+        core.run(made)
+        assert sum(fake.Cpu[0].Exits[0:32]) == 1
+
+
+def test_unexpected_kinds_are_logged_and_refused(core: Core) -> None:
+    for kind in ("None", "Hlt", "Pause", "Io", "DrAccess", "Exception", "TaskSwitch", "Smi", "Unknown"):
+        core.reset()
+        assert core.run(core.exit(kind, Code=0x77, Info1=1, Info2=2)) == core.lib.HvFakeDone
+        assert exception(core) == (GP, 0)
+        assert [name for name, _ in core.log()] == ["ExitUnknown", "GuestState"]
+        assert core.log()[0][1] == [0x77, 1, 2, 0]
+
+
+def test_a_refused_entry_parks_and_a_triple_fault_shuts_down(core: Core) -> None:
+    fake = core.reset()
+    fake.EnterStatus = 1 << 63 | 21
+    assert core.run(core.exit("EntryFailed", Code=0xFFFFFFFF)) == core.lib.HvFakeParked
+    assert [name for name, _ in core.log()] == ["EntryFailed", "GuestState"]
+    core.reset()
+    assert core.run(core.exit("Shutdown")) == core.lib.HvFakeShutdown
+
+
+def test_the_first_entry_may_fail_and_then_says_so(core: Core) -> None:
+    fake = core.reset()
+    fake.EnterStatus = 1 << 63 | 21
+    fake.Cpu[0].Entered = 0
+    assert core.run(core.exit("EntryFailed", Code=0x1234)) == core.lib.HvFakeReturned
+    assert fake.Cpu[0].LaunchDetail == 0x1234
+    assert fake.Cpu[0].LaunchReason != core.ffi.NULL
+
+
+# CPUID.
+
+
+def cpuid(core: Core, leaf: int, subleaf: int = 0, cpu: int = 0) -> tuple[int, int, int, int]:
+    regs = core.lib.gFake.Vcpu[cpu].Regs
+    # The upper halves are not looked at.
+    regs.Rax, regs.Rcx = 0xDEAD << 32 | leaf, 0xBEEF << 32 | subleaf
+    rip = regs.Rip
+    assert core.run(core.exit("Cpuid", code=CPUID_CODE), cpu=cpu) == core.lib.HvFakeDone
+    assert regs.Rip == rip + 2
+    return int(regs.Rax), int(regs.Rbx), int(regs.Rcx), int(regs.Rdx)
+
+
+def leaf(core: Core, number: int, subleaf: int, *values: int) -> None:
+    fake = core.lib.gFake
+    row = fake.Leaf[fake.LeafCount]
+    row.Leaf, row.SubLeaf = number, subleaf
+    row.Registers = list(values)
+    fake.LeafCount += 1
+
+
+def test_leaves_of_the_hypervisor(core: Core) -> None:
+    fake = core.reset(3)
+    fake.Host.SharedBytes = 0x23000
+    signature = b"HvPkgHvPkgHv"
+    top, *text = cpuid(core, 0x40000000)
+    assert top == 0x40000002
+    assert b"".join(value.to_bytes(4, "little") for value in text) == signature
+    for index in range(3):
+        assert cpuid(core, 0x40000001, cpu=index) == (1, 3, 7, index)
+    status = int(core.ffi.cast("uint64_t", fake.Host.Status))
+    assert cpuid(core, 0x40000002) == (status & 0xFFFFFFFF, status >> 32, 0x23000, 0)
+
+
+@given(leaf_number=st.integers(0x40000003, 0x4FFFFFFF), subleaf=st.integers(0, 2**32 - 1))
+def test_what_a_hypervisor_below_offers_is_hidden(core: Core, leaf_number: int, subleaf: int) -> None:
+    core.reset()
+    leaf(core, leaf_number, subleaf, *[0xFFFFFFFF] * 4)
+    assert cpuid(core, leaf_number, subleaf) == (0, 0, 0, 0)
+
+
+@given(
+    ecx1=st.integers(0, 2**32 - 1),
+    ecx7=st.integers(0, 2**32 - 1),
+    amd=st.integers(0, 2**32 - 1),
+    cr4=st.integers(0, 2**32 - 1),
+)
+def test_virtualization_is_hidden_and_cr4_is_mirrored(core: Core, ecx1: int, ecx7: int, amd: int, cr4: int) -> None:
+    fake = core.reset()
+    fake.Fake[0].State.Cr4 = cr4
+    leaf(core, 1, 0, 11, 22, ecx1, 33)
+    leaf(core, 7, 0, 1, 2, ecx7, 3)
+    leaf(core, 7, 1, 1, 2, ecx7, 3)
+    leaf(core, 0x80000001, 0, 5, 6, amd, 7)
+    leaf(core, 0x8000000A, 0, 1, 2, 3, 4)
+    # VMX (5) and SMX (6) are off, the hypervisor bit (31) is on, OSXSAVE (27) is CR4's.
+    expected = ecx1 & ~(1 << 5 | 1 << 6 | 1 << 27) | 1 << 31 | (1 << 27 if cr4 & OSXSAVE else 0)
+    assert cpuid(core, 1) == (11, 22, expected, 33)
+    assert cpuid(core, 7, 0) == (1, 2, ecx7 & ~(1 << 4) | (1 << 4 if cr4 & PKE else 0), 3)
+    assert cpuid(core, 7, 1) == (1, 2, ecx7, 3)
+    assert cpuid(core, 0x80000001) == (5, 6, amd & ~(1 << 2 | 1 << 12), 7)
+    assert cpuid(core, 0x8000000A) == (0, 0, 0, 0)
+
+
+def test_what_a_missing_control_would_break_is_hidden(core: Core) -> None:
+    fake = core.reset()
+    fake.Host.HiddenCount = 1
+    row = fake.Host.Hidden[0]
+    row.Leaf, row.SubLeaf, row.Register, row.Bits = 0xD, 1, 0, 0b1000
+    leaf(core, 0xD, 1, 0b1111, 2, 3, 4)
+    leaf(core, 0xD, 0, 0b1111, 2, 3, 4)
+    assert cpuid(core, 0xD, 1) == (0b0111, 2, 3, 4)
+    assert cpuid(core, 0xD, 0) == (0b1111, 2, 3, 4)
+
+
+@given(number=st.integers(0, 2**32 - 1), subleaf=st.integers(0, 2**32 - 1))
+def test_other_leaves_are_the_processors(core: Core, number: int, subleaf: int) -> None:
+    core.reset()
+    if number not in (1, 7, 0x80000001, 0x8000000A) and number >> 28 != 4:
+        leaf(core, number, subleaf, 0x11111111, 0x22222222, 0x33333333, 0x44444444)
+        assert cpuid(core, number, subleaf) == (0x11111111, 0x22222222, 0x33333333, 0x44444444)
+
+
+# XSETBV.
+
+# SDM volume 1, 13.3, and SDM volume 2, XSETBV: what a component's bit needs.
+NEEDS = {2: {1}, 3: {4}, 4: {3}, 5: {2, 6, 7}, 6: {2, 5, 7}, 7: {2, 5, 6}, 17: {18}, 18: {17}}
+COMPONENTS = (0, 1, 2, 3, 4, 5, 6, 7, 9, 17, 18, 62)
+
+
+def bits(value: int) -> set[int]:
+    return {bit for bit in range(64) if value >> bit & 1}
+
+
+def xcr0_valid(register: int, value: int, supported: int) -> bool:
+    chosen = bits(value)
+    return (
+        register == 0
+        and 0 in chosen
+        and chosen <= bits(supported)
+        and all(need in chosen for bit in chosen for need in NEEDS.get(bit, ()))
+        and (2 not in chosen or 1 in chosen)
+    )
+
+
+def mask(chosen: set[int]) -> int:
+    return sum(1 << bit for bit in chosen)
+
+
+components = st.one_of(
+    st.sets(st.sampled_from(COMPONENTS)).map(mask),
+    st.sets(st.sampled_from(COMPONENTS)).map(lambda chosen: mask(chosen | {0, 1, 2})),
+    st.integers(0, 2**64 - 1),
+    st.sampled_from([1, 3, 7, 0xE7, 0xFF, 0x2E7, 0x602E7, 0x202E7, 0x1F, 0xF]),
+)
+supported_values = st.one_of(components, st.just(2**64 - 1), st.just(0x602FF))
+
+
+@given(register=st.sampled_from([0, 0, 0, 1, 2**32 - 1]), value=components, supported=supported_values)
+def test_xcr0_is_checked_as_the_processor_does(core: Core, register: int, value: int, supported: int) -> None:
+    assert bool(core.lib.HvCoreXcr0IsValid(register, value, supported)) == xcr0_valid(register, value, supported)
+
+
+@given(register=st.sampled_from([0, 0, 1]), value=components, supported=supported_values, faults=st.booleans())
+def test_xsetbv(core: Core, register: int, value: int, supported: int, faults: bool) -> None:
+    fake = core.reset()
+    fake.XsetbvFaults = faults
+    leaf(core, 0xD, 0, supported & 0xFFFFFFFF, 0, 0, supported >> 32)
+    regs = fake.Vcpu[0].Regs
+    regs.Rcx, regs.Rax, regs.Rdx = 1 << 32 | register, 1 << 32 | value & 0xFFFFFFFF, 1 << 32 | value >> 32
+    before = registers(core)
+    core.run(core.exit("Xsetbv", code=XSETBV_CODE))
+    valid = xcr0_valid(register, value, supported)
+    assert core.writes("Xsetbv") == ([(0, value)] if valid else [])
+    if valid and not faults:
+        assert exception(core) is None
+        assert registers(core) == before | {"Rip": before["Rip"] + 3}
+    else:
+        assert exception(core) == (GP, 0)
+        assert registers(core) == before
+
+
+# INIT.
+
+# SDM volume 3, table 10-1, column INIT, and APM2 tables 14-1 and 14-2. Attributes: descriptor bits 47:40, 55:52.
+INIT_SEGMENTS = {
+    "Cs": (0xF000, 0xFFFF0000, 0xFFFF, 0x9B),
+    **{name: (0, 0, 0xFFFF, 0x93) for name in ("Es", "Ss", "Ds", "Fs", "Gs")},
+    "Ldtr": (0, 0, 0xFFFF, 0x82),
+    "Tr": (0, 0, 0xFFFF, 0x8B),
+}
+INIT_STATE = {
+    "GdtBase": 0,
+    "GdtLimit": 0xFFFF,
+    "IdtBase": 0,
+    "IdtLimit": 0xFFFF,
+    "Cpl": 0,
+    "InterruptShadow": 0,
+    "Cr2": 0,
+    "Cr3": 0,
+    "Cr4": 0,
+    "Efer": 0,
+    "Dr6": 0xFFFF0FF0,
+    "Dr7": 0x400,
+    "NmiBlocked": 0,
+    "Halted": 0,
+}
+INIT_KEEPS_MSRS = (
+    "Pat",
+    "Star",
+    "Lstar",
+    "Cstar",
+    "SfMask",
+    "KernelGsBase",
+    "SysenterCs",
+    "SysenterEsp",
+    "SysenterEip",
+)
+INIT_KEEPS = (*INIT_KEEPS_MSRS, "PdpteLoaded", "Pdpte")
+"""What INIT leaves alone; PDPTEs mean nothing while paging is off."""
+
+
+@given(content=st.binary(min_size=512, max_size=512), cr0=st.integers(0, 2**32 - 1), model=st.integers(0, 2**32 - 1))
+def test_init_state(core: Core, content: bytes, cr0: int, model: int) -> None:
+    ffi = core.ffi
+    state, regs = ffi.new("HV_VCPU_STATE *"), ffi.new("HV_REGS *")
+    ffi.memmove(state, content, ffi.sizeof("HV_VCPU_STATE"))
+    ffi.memmove(regs, content, ffi.sizeof("HV_REGS"))
+    state.Cr0 = cr0
+    kept = {name: list(value) if name == "Pdpte" else value for name in INIT_KEEPS for value in [getattr(state, name)]}
+    core.lib.HvCoreInitState(state, regs, model)
+    for name, expected in INIT_SEGMENTS.items():
+        segment = state.Segment[getattr(core.lib, f"HvSegment{name}")]
+        assert (segment.Selector, segment.Base, segment.Limit, segment.Attributes) == expected, name
+    # CD (30) and NW (29) stay, ET (4) is always 1.
+    assert state.Cr0 == cr0 & 0x60000000 | 0x10
+    assert {name: getattr(state, name) for name in INIT_STATE} == INIT_STATE
+    for name, value in kept.items():
+        assert (list(getattr(state, name)) if name == "Pdpte" else getattr(state, name)) == value, name
+    expected_registers = dict.fromkeys(REGISTERS, 0) | {"Rdx": model, "Rip": 0xFFF0, "Rflags": 2}
+    assert {name: getattr(regs, name) for name in REGISTERS} == expected_registers
+
+
+def test_the_table_of_init_has_every_field(core: Core) -> None:
+    """A field that is added to the state is decided on here too."""
+    fields = {name for name, _ in core.ffi.typeof("HV_VCPU_STATE").fields}
+    assert fields == set(INIT_STATE) | set(INIT_KEEPS) | {"Segment", "Cr0"}
+    assert len(INIT_SEGMENTS) == core.lib.HvSegmentCount
+
+
+# MSRs.
+
+EFER, APIC_BASE, VM_CR, VM_HSAVE_PA, SVM_KEY = 0xC0000080, 0x1B, 0xC0010114, 0xC0010117, 0xC0010118
+SCE, LME, LMA, NXE, SVME = 1 << 0, 1 << 8, 1 << 10, 1 << 11, 1 << 12
+HOST_EFER = SVME | NXE | LMA | LME
+WRMSR_CODE, RDMSR_CODE = b"\x0f\x30", b"\x0f\x32"
+
+
+def msr(core: Core, number: int, value: int, refused: int = 0) -> CData:
+    fake = core.lib.gFake
+    row = fake.Msr[fake.MsrCount]
+    row.Msr, row.Value, row.Refused = number, value, refused
+    fake.MsrCount += 1
+    return row
+
+
+def wrmsr(core: Core, number: int, value: int, length: int = 2) -> bool:
+    """Writes an MSR as the guest; whether it was taken. What #GP must not change is checked."""
+    regs = core.lib.gFake.Vcpu[0].Regs
+    regs.Rcx, regs.Rax, regs.Rdx = 5 << 32 | number, 6 << 32 | value & 0xFFFFFFFF, 7 << 32 | value >> 32
+    before = registers(core)
+    core.run(core.exit("Wrmsr", NextRip=before["Rip"] + length))
+    if exception(core) is None:
+        assert registers(core) == before | {"Rip": before["Rip"] + length}
+        return True
+    assert exception(core) == (GP, 0)
+    assert registers(core) == before
+    assert core.log()[-1] == ("MsrGp", [number, 1, value, before["Rip"]])
+    return False
+
+
+def rdmsr(core: Core, number: int) -> int | None:
+    """Reads an MSR as the guest; None for #GP."""
+    regs = core.lib.gFake.Vcpu[0].Regs
+    regs.Rcx, regs.Rax, regs.Rdx = 5 << 32 | number, 2**64 - 1, 2**64 - 1
+    before = registers(core)
+    core.run(core.exit("Rdmsr", code=RDMSR_CODE))
+    if exception(core) is None:
+        after = registers(core)
+        value = after["Rax"] | after["Rdx"] << 32
+        assert after == before | {"Rip": before["Rip"] + 2, "Rax": value & 0xFFFFFFFF, "Rdx": value >> 32}
+        return value
+    assert exception(core) == (GP, 0)
+    assert registers(core) == before
+    assert core.log()[-1] == ("MsrGp", [number, 0, 0, before["Rip"]])
+    return None
+
+
+UNDEFINED_EFER = ~(SCE | LME | LMA | NXE | SVME | 1 << 14) & 2**64 - 1
+
+
+@given(
+    value=st.one_of(st.integers(0, 2**64 - 1), st.sets(st.sampled_from([0, 8, 10, 11, 12, 14, 63])).map(mask)),
+    paging=st.booleans(),
+    old=st.sampled_from([0, SCE, LME, LME | LMA | NXE]),
+)
+def test_efer(core: Core, value: int, paging: bool, old: int) -> None:
+    fake = core.reset()
+    state = fake.Fake[0].State
+    host = msr(core, EFER, HOST_EFER, UNDEFINED_EFER)
+    state.Efer = old
+    state.Cr0 = 0x80000011 if paging else 0x11
+    # APM2 3.1.7: a bit that is not there, LME while paging is on. SVME is one of them for the root.
+    good = not value & (UNDEFINED_EFER | SVME) and not (paging and (value ^ old) & LME)
+    assert wrmsr(core, EFER, value) == good
+    assert state.Efer == (value & ~LMA | old & LMA if good else old)
+    assert rdmsr(core, EFER) == state.Efer if good else True
+    assert host.Value == HOST_EFER
+    assert fake.BadAccesses == 0
+
+
+@pytest.mark.parametrize("number", [VM_CR, VM_HSAVE_PA, SVM_KEY, 0x480, 0x48B, 0x491])
+def test_msrs_of_virtualization_do_not_exist(core: Core, number: int) -> None:
+    core.reset()
+    msr(core, number, 0)
+    assert rdmsr(core, number) is None
+    core.reset()
+    msr(core, number, 0)
+    assert not wrmsr(core, number, 0)
+    assert core.writes("MsrWrite") == []
+
+
+@given(number=st.integers(0x10000, 0x20000), value=st.integers(0, 2**64 - 1), there=st.booleans())
+def test_other_msrs_are_the_processors(core: Core, number: int, value: int, there: bool) -> None:
+    core.reset()
+    if there:
+        msr(core, number, value ^ 5, 1 << 63)
+    assert rdmsr(core, number) == (value ^ 5 if there else None)
+    core.lib.gFake.Fake[0].Event.Type = core.lib.HvEventNone
+    assert wrmsr(core, number, value) == (there and not value >> 63)
+    assert core.writes("MsrWrite") == ([(number, value)] if there and not value >> 63 else [])
+
+
+def test_apic_base(core: Core) -> None:
+    base, bsp, extd, enabled = 0xFEE00000, 1 << 8, 1 << 10, 1 << 11
+    fake = core.reset()
+    msr(core, APIC_BASE, base | enabled | bsp, 1 << 9)
+    assert not wrmsr(core, APIC_BASE, 0xFEC00000 | enabled | bsp)
+    fake.Fake[0].Event.Type = core.lib.HvEventNone
+    assert not wrmsr(core, APIC_BASE, base | enabled | bsp | 1 << 9)
+    fake.Fake[0].Event.Type = core.lib.HvEventNone
+    assert core.writes("MsrWrite") == []
+    assert not fake.Cpu[0].X2Apic
+    assert wrmsr(core, APIC_BASE, base | enabled | extd | bsp)
+    assert fake.Cpu[0].X2Apic
+    assert wrmsr(core, APIC_BASE, base | enabled | bsp)
+    assert not fake.Cpu[0].X2Apic
+
+
+# Retirement.
+
+
+@given(
+    flags=st.integers(0, 2**22 - 1),
+    shadow=st.booleans(),
+    length=st.sampled_from([0, 2, 3]),
+    stepping=st.booleans(),
+    guest_tf=st.booleans(),
+)
+def test_retirement(core: Core, flags: int, shadow: bool, length: int, stepping: bool, guest_tf: bool) -> None:
+    fake = core.reset()
+    vcpu, state = fake.Vcpu[0], fake.Fake[0].State
+    vcpu.Regs.Rip, vcpu.Regs.Rflags = 0x1000, flags
+    vcpu.NmiStepping, vcpu.StepGuestTf = stepping, guest_tf
+    state.InterruptShadow = shadow
+    exit_ = core.exit("Cpuid", NextRip=0x1000 + length) if length else core.exit("Cpuid", code=CPUID_CODE)
+    core.run(exit_)
+    assert vcpu.Regs.Rip == 0x1000 + (length or 2)
+    assert vcpu.Regs.Rflags == flags & ~(1 << 16)
+    assert not state.InterruptShadow
+    # TF traps after the instruction, unless it is the host's own single step.
+    if flags >> 8 & 1 and (not stepping or guest_tf):
+        assert exception(core) == (DB, None)
+        assert state.Dr6 == 0xFFFF4FF0
+    else:
+        assert exception(core) is None
+        assert state.Dr6 == 0xFFFF0FF0
+
+
+def test_an_instruction_that_cannot_be_decoded_is_refused(core: Core) -> None:
+    fake = core.reset()
+    fake.Vcpu[0].Regs.Rip = 0x1234
+    before = registers(core)
+    made = core.exit("HostMemory", Gpa=0x70000000, code=b"\x0f\x0b\xc3")
+    core.run(made)
+    assert exception(core) == (GP, 0)
+    assert registers(core) == before
+    name, (rip, raw, reason) = core.log()[-1]
+    assert (name, rip, raw, core.text(reason)) == ("DecodeFailed", 0x1234, 0x0F0BC3, "unknown instruction")
+
+
+def test_an_instruction_that_cannot_be_read_is_refused(core: Core) -> None:
+    """No page of the tables is RAM: nothing of it may be touched."""
+    fake = core.reset()
+    fake.Fake[0].State.Cr3 = 0xFEE00000
+    core.run(core.exit("Cpuid"))
+    assert exception(core) == (GP, 0)
+    assert core.log()[-1][0] == "DecodeFailed"
+    assert core.text(core.log()[-1][1][2]) == "the instruction cannot be read"
+
+
+def test_an_instruction_is_read_from_memory(core: Core) -> None:
+    fake = core.reset()
+    ram = int(core.lib.HvFakeRam(0x2000))
+    assert ram
+    state, regs = fake.Fake[0].State, fake.Vcpu[0].Regs
+    # Real mode: CS base and IP; the instruction ends at the last byte of the page.
+    state.Cr0, state.Efer = 0x10, 0
+    state.Segment[core.lib.HvSegmentCs].Attributes = 0x9B
+    state.Segment[core.lib.HvSegmentCs].Base = ram
+    core.ffi.memmove(core.ffi.cast("char *", ram + 0xFFC), b"\x66\x66\x0f\xa2", 4)
+    regs.Rip = 0xFFC
+    core.run(core.exit("Cpuid"))
+    assert exception(core) is None
+    assert regs.Rip == 0x1000
+
+
+# The hypervisor's own memory.
+
+
+def test_writes_to_host_memory_are_dropped(core: Core) -> None:
+    fake = core.reset()
+    regs = fake.Vcpu[0].Regs
+    regs.Rcx = 0x1122334455667788
+    for count in range(1, 8):
+        rip = regs.Rip
+        # As the backend gives it: the core tells by the address whose memory it is.
+        core.run(core.exit("NestedFault", Gpa=0x70000000 + 0x1FFFF8, FaultFlags=3, code=b"\x48\x89\x08"))
+        assert exception(core) is None
+        assert (regs.Rip, regs.Rcx) == (rip + 3, 0x1122334455667788)
+        assert fake.Cpu[0].Exits[core.lib.HvExitHostMemory] == count
+    lines = [name for name, _ in core.log()]
+    assert lines == ["HostWriteDropped"] * 4
+
+
+def test_an_exchange_with_host_memory_reads_ones(core: Core) -> None:
+    fake = core.reset()
+    fake.Vcpu[0].Regs.Rcx = 5
+    core.run(core.exit("NestedFault", Gpa=0x70000000, FaultFlags=3, code=b"\x48\x87\x08"))
+    assert fake.Vcpu[0].Regs.Rcx == 2**64 - 1
+    assert exception(core) is None
+
+
+def test_page_tables_in_host_memory_are_refused(core: Core) -> None:
+    core.reset()
+    core.run(core.exit("NestedFault", Gpa=0x70000000, FaultFlags=11, code=b"\x48\x89\x08"))
+    assert exception(core) == (GP, 0)
+
+
+@pytest.mark.parametrize(("address", "own"), [(0x6FFFFFFF, 0), (0x70000000, 1), (0x701FFFFF, 1), (0x70200000, 0)])
+def test_where_host_memory_ends(core: Core, address: int, own: int) -> None:
+    fake = core.reset()
+    core.run(core.exit("NestedFault", Gpa=address, FaultFlags=3, code=b"\x48\x89\x08"))
+    assert fake.Cpu[0].Exits[core.lib.HvExitHostMemory] == own
+    assert fake.Cpu[0].Exits[core.lib.HvExitNestedFault] == 1 - own
+
+
+# Hypercalls.
+
+
+@pytest.mark.parametrize(
+    ("call", "result"),
+    [(0x48760000, 0), (0x48760003, 1), (0x48760001, 0), (0x4876FFFF, 2**64 - 1), (0x48760002, 2**64 - 2)],
+)
+def test_hypercalls(core: Core, call: int, result: int) -> None:
+    fake = core.reset()
+    regs = fake.Vcpu[0].Regs
+    regs.Rax, regs.Rip = call, 0x5000
+    before = registers(core)
+    assert core.run(core.exit("Hypercall", code=b"\x0f\x01\xd9")) == core.lib.HvFakeDone
+    assert registers(core) == before | {"Rip": 0x5003, "Rax": result}
+
+
+@pytest.mark.parametrize(("call", "cpl"), [(0x48760000, 3), (0, 0), (0x148760000, 0), (1, 0)])
+def test_what_is_no_hypercall_is_an_invalid_opcode(core: Core, call: int, cpl: int) -> None:
+    fake = core.reset()
+    fake.Fake[0].State.Cpl = cpl
+    fake.Vcpu[0].Regs.Rax = call
+    before = registers(core)
+    core.run(core.exit("Hypercall", code=b"\x0f\x01\xd9"))
+    assert exception(core) == (UD, None)
+    assert registers(core) == before
+
+
+def test_only_the_driver_itself_leaves_and_only_before_boot_is_done(core: Core) -> None:
+    for rip, done, ended in (
+        (0x5000, False, True),
+        (0x6000, False, False),
+        (0x4FFF, False, False),
+        (0x5000, True, False),
+    ):
+        fake = core.reset(2)
+        fake.Host.BootTextBase, fake.Host.BootTextEnd = 0x5000, 0x6000
+        if done:
+            fake.Vcpu[1].Regs.Rax = 0x48760001
+            core.run(core.exit("Hypercall", code=b"\x0f\x01\xd9"), cpu=1)
+        regs = fake.Vcpu[0].Regs
+        regs.Rax, regs.Rip = 0x48760002, rip
+        end = core.run(core.exit("Hypercall", code=b"\x0f\x01\xd9"))
+        assert end == (core.lib.HvFakeLeft if ended else core.lib.HvFakeDone)
+        assert (fake.Cpu[0].State == core.lib.HvMpNative) == ended
+        assert fake.Host.Status.Virtualised == (1 if ended else 2)
+
+
+def test_boot_done_notes_the_counters_once(core: Core) -> None:
+    fake = core.reset(2)
+    cpuid(core, 0)
+    for _ in range(2):
+        fake.Vcpu[0].Regs.Rax = 0x48760001
+        core.run(core.exit("Hypercall", code=b"\x0f\x01\xd9"))
+        cpuid(core, 0)
+    status = core.ffi.cast("UINT64 *", fake.Host.Status)
+    noted, counted = status[16:48], status[16 + 64 : 48 + 64]
+    assert (noted[core.lib.HvExitCpuid], noted[core.lib.HvExitHypercall]) == (1, 1)
+    assert (counted[core.lib.HvExitCpuid], counted[core.lib.HvExitHypercall]) == (3, 2)
+    assert fake.Host.Status.BootDone == 1
+
+
+def test_virtualization_instructions_do_not_exist(core: Core) -> None:
+    core.reset()
+    core.run(core.exit("VirtInstruction"))
+    assert exception(core) == (UD, None)
+
+
+def test_invd_writes_back(core: Core) -> None:
+    fake = core.reset()
+    core.run(core.exit("Invd", code=b"\x0f\x08"))
+    assert (fake.Wbinvds, fake.Vcpu[0].Regs.Rip) == (1, 2)
