@@ -65,7 +65,7 @@ def test_host_life_is_found(built: Built) -> None:
         pointers = [target for at, target in image.pointers.items() if at in image.extent(symbol)]
         assert len(pointers) == least, table
         assert set(pointers) <= set(built.reached), table
-    assert {"HvHostException", "HvSvmSwitch", "HvHostXsetbvRaw", "HvLogEvent", "HvHostJump", "ReadGuest"} <= names
+    assert {"HvHostException", "HvSvmSwitch", "HvHostXsetbvRaw", "HvLogEvent", "HvHostJump", "HvCoreReadGuest"} <= names
     assert sum(len(routine.code) for routine, _ in built.reached.values()) > 5000
 
 
