@@ -13,7 +13,7 @@ from typing import Any
 import cffi
 
 ROOT = Path(__file__).resolve().parents[3]
-LIBRARIES = ("Paging", "Mailbox", "Apic", "GuestWalk", "Decode", "MemoryType")
+LIBRARIES = ("Paging", "Mailbox", "Apic", "GuestWalk", "Decode", "MemoryType", "SvmCheck", "VmxCheck")
 HERE = Path(__file__).resolve().parent
 EXTRA = ("shim.c", "stress.c")
 
@@ -28,8 +28,10 @@ FLAGS = [
 BASE_TYPES = """
 typedef uint8_t UINT8; typedef uint16_t UINT16; typedef uint32_t UINT32; typedef uint64_t UINT64;
 typedef int8_t INT8; typedef int16_t INT16; typedef int32_t INT32; typedef int64_t INT64;
-typedef uint8_t BOOLEAN; typedef uint64_t UINTN; typedef int64_t INTN; typedef UINTN RETURN_STATUS;
+typedef char CHAR8; typedef uint8_t BOOLEAN; typedef uint64_t UINTN; typedef int64_t INTN; typedef UINTN RETURN_STATUS;
+typedef struct { UINT64 Words[512]; } HV_VMCB;
 """
+OWN_HEADERS = tuple(f"/Hv{name}Lib.h" for name in LIBRARIES) + ("/Hv/HvFinding.h", "stress.h")
 STATUS = (
     *("SUCCESS", "INVALID_PARAMETER", "UNSUPPORTED", "BUFFER_TOO_SMALL", "DEVICE_ERROR", "OUT_OF_RESOURCES"),
     *("NOT_FOUND", "ACCESS_DENIED", "COMPROMISED_DATA"),
@@ -67,7 +69,7 @@ def _own_lines(preprocessed: str) -> list[str]:
     lines = []
     for line in preprocessed.splitlines():
         if marker := re.match(r'# \d+ "([^"]*)"', line):
-            own = any(marker[1].endswith(f"/Hv{name}Lib.h") for name in LIBRARIES) or marker[1].endswith("stress.h")
+            own = marker[1].endswith(OWN_HEADERS)
         elif own:
             lines.append(line)
     return lines

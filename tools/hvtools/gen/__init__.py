@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hvtools.errors import HvError
-from hvtools.gen import hardware, own
+from hvtools.gen import checks, hardware, own
 from hvtools.gen.spec import Files, Spec
 from hvtools.gen.table import TableError
 
@@ -17,6 +17,8 @@ TABLES: dict[str, Callable[[Spec], Files]] = {
     "vmcs.toml": hardware.vmcs,
     "vmx_exit.toml": hardware.vmx_exit,
     "vmx_controls.toml": hardware.vmx_controls,
+    "svm_checks.toml": checks.svm,
+    "vmx_checks.toml": checks.vmx,
     "msr.toml": hardware.msr,
     "cpuid.toml": hardware.cpuid,
     "exits.toml": own.exits,
