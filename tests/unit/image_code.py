@@ -14,8 +14,8 @@ from tests.unit import contexts
 # Instruction set extensions whose instructions work on general registers, memory and system registers alone.
 ALLOWED = {
     *("INTEL8086", "INTEL186", "INTEL286", "INTEL386", "INTEL486", "X64", "CMOV", "CPUID", "MSR", "TSC", "RDTSCP"),
-    *("PAUSE", "CX8", "CMPXCHG16B", "SVM", "SKINIT_OR_SVM", "VMX", "SMAP", "CLFSH", "INVPCID", "MULTIBYTENOP"),
-    *("CET_IBT", "BMI1", "BMI2", "POPCNT", "LZCNT", "MOVBE"),
+    *("PAUSE", "CX8", "CMPXCHG16B", "SVM", "SKINIT_OR_SVM", "VMX", "INVEPT", "INVVPID", "SMAP", "CLFSH"),
+    *("INVPCID", "MULTIBYTENOP", "CET_IBT", "BMI1", "BMI2", "POPCNT", "LZCNT", "MOVBE"),
 }
 # Fences are listed under SSE and SSE2, but have no operand; XSETBV only writes XCR0.
 ALLOWED_BY_NAME = {"LFENCE", "MFENCE", "SFENCE", "XSETBV"}

@@ -155,6 +155,7 @@
 #define HV_MSR_VMX_VMFUNC               0x00000491  ///< VM functions (SDM A.11)
 #define HV_MSR_VMX_PROCBASED_CTLS3      0x00000492  ///< tertiary processor-based controls (SDM A.3.4)
 #define HV_MSR_VMX_EXIT_CTLS2           0x00000493  ///< secondary exit controls (SDM A.4.2)
+#define HV_MSR_LBR_CTL                  0x000014CE  ///< last branch records control (SDM Vol 4 Table 2-2)
 #define HV_MSR_BNDCFGS                  0x00000D90  ///< MPX configuration (SDM Vol 4 Table 2-2)
 #define HV_MSR_RTIT_CTL                 0x00000570  ///< processor trace control (SDM 33.2.8.2)
 

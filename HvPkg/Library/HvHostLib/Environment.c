@@ -54,8 +54,13 @@ CaptureSegment (
   CONST UINT64  *Entry;
 
   ZeroMem (Segment, sizeof (*Segment));
+  if ((Selector | 7U) > Gdtr->Limit) {
+    // It could not be loaded again; what runs with it has no use for it.
+    return;
+  }
+
   Segment->Selector = Selector;
-  if (((Selector & ~7U) == 0) || ((Selector | 7U) > Gdtr->Limit)) {
+  if ((Selector & ~7U) == 0) {
     return;
   }
 
