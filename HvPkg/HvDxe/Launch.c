@@ -159,7 +159,7 @@ HvLaunchAll (
   EFI_STATUS     Status;
   UINT64         Start;
   UINT32         Index;
-  UINT32         Failed;
+  UINT32         First;
   UINT32         *ApicIds;
 
   mMp        = Mp;
@@ -183,7 +183,7 @@ HvLaunchAll (
     Status = OnApplicationProcessors (LaunchHere);
   }
 
-  Failed = 0;
+  First = MAX_UINT32;
   for (Index = 0; Index < mCpuCount; Index++) {
     Result = &mResults[Index];
     if (Result->Virtualised) {
@@ -191,24 +191,25 @@ HvLaunchAll (
       continue;
     }
 
-    Failed++;
     if (!Result->Tried) {
+      if (Status == EFI_NOT_STARTED) {
+        continue; // the boot processor failed, so nobody else was asked
+      }
+
       AsciiStrCpyS (Result->Reason, sizeof (Result->Reason), "the firmware did not start the launch on it");
       Result->Detail = Status;
     }
 
     HV_LOG (0, CpuFailed, Index, ApicIds[Index], HV_STR (Result->Reason), Result->Detail);
+    First = MIN (First, Index);
   }
 
-  if (Failed == 0) {
+  if (CountVirtualised () == mCpuCount) {
     HV_LOG (0, LaunchDone, mCpuCount, mCpuCount, AsmReadTsc () - Start);
     return EFI_SUCCESS;
   }
 
-  for (Index = 0; mResults[Index].Virtualised; Index++) {
-  }
-
-  HV_LOG (0, LaunchFailed, Index, HV_STR (mResults[Index].Reason));
+  HV_LOG (0, LaunchFailed, First, HV_STR (mResults[First].Reason));
   Status = HvLaunchUndo ();
   return EFI_ERROR (Status) ? EFI_ABORTED : EFI_DEVICE_ERROR;
 }
