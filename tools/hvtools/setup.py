@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hvtools import build, edk2, linux, toolchain
+from hvtools import bochs, build, edk2, linux, toolchain
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Setup:
     edk2: edk2.Edk2
     kernel: linux.KernelFiles
     busybox: Path
+    bochs: bochs.Bochs
 
     def as_json(self) -> dict[str, Any]:
         """The same for `--json`."""
@@ -29,14 +30,19 @@ class Setup:
                 "sha256": self.kernel.package.sha256,
             },
             "busybox": str(self.busybox),
+            "bochs": {
+                "path": str(self.bochs.program),
+                "origin": self.bochs.origin,
+                "version": self.bochs.version,
+            },
         }
 
 
 def setup_all(workspace: Path = build.ROOT) -> Setup:
-    """Installs every package, and brings EDK2, the kernel and busybox.
+    """Installs every package, brings EDK2, the kernel and busybox, and builds Bochs.
 
     Raises:
         HvError: something is not to be had; the message says whether it is not there or the network is.
     """
     installed = toolchain.require("setup")
-    return Setup(installed, edk2.ready(workspace), linux.kernel(), linux.busybox())
+    return Setup(installed, edk2.ready(workspace), linux.kernel(), linux.busybox(), bochs.provide())

@@ -42,15 +42,28 @@ _BOOT = (
     Need("dosfstools", "mkfs.fat"),
     Need("cpio", "cpio"),
 )
-_TEST = _BOOT
+_BOCHS = (
+    Need("xz-utils", "xz"),
+    Need("gcc", "gcc"),
+    Need("g++", "g++"),
+    Need("make", "make"),
+    Need("vgabios", "/usr/share/vgabios/vgabios.bin"),
+)
+_TEST = (*_BOOT, *_BOCHS)
 
-NEEDS: dict[str, tuple[Need, ...]] = {"build": _BUILD, "boot": _BOOT, "test": _TEST, "setup": _TEST}
-"""The needs of each verb that has any."""
+NEEDS: dict[str, tuple[Need, ...]] = {
+    "build": _BUILD,
+    "boot": _BOOT,
+    "bochs": _BOCHS,
+    "test": _TEST,
+    "setup": _TEST,
+}
+"""The needs of each verb that has any, and what its own platform adds to those of `boot`."""
 
 
 def missing(verb: str) -> list[str]:
     """The packages that a verb needs and the machine lacks."""
-    return [need.package for need in NEEDS[verb] if not need.is_met()]
+    return list(dict.fromkeys(need.package for need in NEEDS[verb] if not need.is_met()))
 
 
 def require(verb: str) -> list[str]:

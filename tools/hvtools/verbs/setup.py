@@ -18,3 +18,4 @@ def command(json_file: Path | None) -> None:
     ui.out.print(f"EDK2     {result.edk2.path}", markup=False)
     ui.out.print(f"kernel   {result.kernel.version} ({result.kernel.package.version})", markup=False)
     ui.out.print(f"busybox  {result.busybox}", markup=False)
+    ui.out.print(f"Bochs    {result.bochs.program} ({result.bochs.version})", markup=False)
