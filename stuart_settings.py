@@ -70,4 +70,5 @@ class HvBuilder(UefiBuilder):
         self.env.SetValue("TARGET_ARCH", "X64", "The only architecture")
         self.env.SetValue("TARGET", "DEBUG", "The default; RELEASE is the other one")
         self.env.SetValue("TOOL_CHAIN_TAG", "GCC5", "The default")
+        self.env.SetValue("BLD_*_HV_OVMF", "TRUE", "What is under ovmf too; HvPkg alone does not need it")
         return 0

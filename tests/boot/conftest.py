@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", f"needs(*capabilities): run on each platform that has all of {', '.join(CAPABILITIES)}"
     )
+    config.addinivalue_line("markers", "everywhere: run by default on platforms too that are not fast")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -42,9 +43,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     needed = {"linux"}
     for marker in metafunc.definition.iter_markers("needs"):
         needed |= set(marker.args)
-    platforms = [platform.name for platform in platforms_with(needed)]
+    platforms = platforms_with(needed)
     assert platforms, f"no platform has {sorted(needed)}"
-    metafunc.parametrize("platform", platforms)
+    everywhere = metafunc.definition.get_closest_marker("everywhere") is not None
+    metafunc.parametrize(
+        "platform",
+        [
+            pytest.param(
+                platform.name, marks=() if everywhere or "fast" in platform.capabilities else (pytest.mark.slow,)
+            )
+            for platform in platforms
+        ],
+    )
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from hvtools.machines.protocols import Cause
 if TYPE_CHECKING:
     from tests.boot.conftest import Boot, Hv, Session
 
-pytestmark = pytest.mark.needs("svm")
+pytestmark = pytest.mark.needs("hypervisor")
 
 MAX_BOOT_EXITS = 20  # of one processor from ExitBootServices to user space, without CPUID
 
@@ -33,6 +33,7 @@ def assert_virtualised(result: BootResult, cpus: int) -> None:
     assert [check.index for check in result.cpus_seen] == list(range(cpus))
 
 
+@pytest.mark.everywhere
 def test_the_command_line_boots_linux_under_the_hypervisor(platform: str, hv: Hv) -> None:
     done = hv("boot", "--on", platform, "--json", "out.json")
     assert done.returncode == 0, done.stderr
@@ -111,11 +112,13 @@ def test_nested_page_sizes(boot: Boot, largest: str) -> None:
     assert event.fields["pages"] == largest
 
 
+@pytest.mark.everywhere
 def test_the_default_takes_the_largest_pages_that_the_processor_reports(boot: Boot) -> None:
     status = boot().must_be_ok().checks.status
     assert status is not None and "1g" in status.page_sizes
 
 
+@pytest.mark.everywhere
 def test_one_processor_boots_with_few_exits(boot: Boot) -> None:
     exits = boot(cpus=1).must_be_ok().checks.boot_exits()
     assert exits is not None
@@ -124,6 +127,7 @@ def test_one_processor_boots_with_few_exits(boot: Boot) -> None:
     assert sum(others.values()) <= MAX_BOOT_EXITS, exits
 
 
+@pytest.mark.everywhere
 @pytest.mark.needs("xapic", "smp")
 def test_with_more_processors_the_apic_writes_are_counted_under_their_name(boot: Boot) -> None:
     exits = boot().must_be_ok().checks.boot_exits()
@@ -131,6 +135,7 @@ def test_with_more_processors_the_apic_writes_are_counted_under_their_name(boot:
     assert "unknown" not in exits and "entry-failed" not in exits
 
 
+@pytest.mark.everywhere
 def test_no_exit_of_the_whole_life_is_unexpected(boot: Boot) -> None:
     result = boot().must_be_ok()
     assert not {"unknown", "entry-failed", "shutdown", "none"} & result.exits.keys()

@@ -14,11 +14,12 @@ from hvtools.boot import startup
 from hvtools.boot.checks import CheckReport, parse_checks
 from hvtools.boot.shell import EfiShell
 from hvtools.boot.strategy import State
+from hvtools.machines.registry import platform_named
 
 if TYPE_CHECKING:
     from tests.boot.conftest import Boot, Session
 
-pytestmark = pytest.mark.needs("svm")
+pytestmark = pytest.mark.needs("hypervisor")
 
 
 def image(name: str) -> Path:
@@ -33,6 +34,7 @@ def test_an_application_that_returns(boot: Boot, cpus: int) -> None:
     assert result.exits.total() > 0
 
 
+@pytest.mark.everywhere
 def test_every_processor_answers_mp_services_many_times(boot: Boot) -> None:
     result = boot(application=image("HvMpStress.efi"), timeout=300).must_be_ok()
     assert result.checks.status is not None and result.checks.status.virtualised == 4
@@ -56,11 +58,12 @@ def test_an_application_that_does_not_return_fails_in_time(boot: Boot, tmp_path:
     assert result.record.error is not None and result.record.error.console
 
 
-def test_a_processor_without_svm_is_named_and_linux_boots_anyway(boot: Boot) -> None:
-    result = boot(cpu_model="qemu64,-svm")
+@pytest.mark.everywhere
+def test_a_processor_without_virtualization_is_named_and_linux_boots_anyway(boot: Boot, platform: str) -> None:
+    result = boot(cpu_model=platform_named(platform).plain_cpu)
     (failure,) = result.failures
     assert "HvDxe did not virtualise" in failure and "requirement-unmet" in failure, result.report()
-    assert "svm" in failure.lower()
+    assert platform_named(platform).vendor in failure.lower()
     assert result.checks.online == 4 and result.virtualised == []
     assert result.checks.done, result.report()
 

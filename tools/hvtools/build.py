@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 TARGETS = ("DEBUG", "RELEASE")
 TOOL_CHAIN = "GCC5"
+PACKAGES = ("HvPkg", "ovmf")
 SETTINGS = "stuart_settings.py"
 _STATE = "hv-built.json"
 _REWRITTEN = b"# Updated \n"
@@ -58,8 +59,8 @@ def fingerprint(workspace: Path, identity: str) -> dict[str, str]:
     """
     compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
     made = {"": f"{identity} {compiler} {os.environ.get('GCC5_BIN', '')}"}
-    package = workspace / "HvPkg"
-    for path in [workspace / SETTINGS, *sorted(package.rglob("*"))]:
+    sources = (path for package in PACKAGES for path in (workspace / package).rglob("*"))
+    for path in [workspace / SETTINGS, *sorted(sources)]:
         # Documents and the Linux driver are no part of the image.
         if path.is_file() and not {"Docs", "Linux"} & set(path.relative_to(workspace).parts):
             made[str(path.relative_to(workspace))] = hashlib.sha256(path.read_bytes()).hexdigest()

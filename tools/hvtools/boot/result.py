@@ -179,6 +179,7 @@ class BootResult:
                 "output": self.application.output,
             },
             "ended": self.record.ending.cause.value if self.record.ending else None,
+            "ticks": self.record.ending.ticks if self.record.ending else None,
             "console": str(self.record.console_path),
             "log": str(self.record.log_path),
         }

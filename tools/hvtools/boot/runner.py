@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -25,7 +25,7 @@ from hvtools.images.fat import build_volume
 from hvtools.images.files import check_room
 from hvtools.images.initramfs import build_initramfs
 from hvtools.machines.protocols import Ending
-from hvtools.machines.registry import Listener
+from hvtools.machines.registry import Listener, platform_named
 from hvtools.machines.spec import MachineSpec
 
 Observer = Callable[[State, float], None]
@@ -39,6 +39,7 @@ _RUNS_KEPT = 20
 class Parts:
     """The files that go onto the system partition; None for those that the request does without."""
 
+    drivers: Mapping[PurePosixPath, Path]
     hypervisor: Path | None
     status: Path | None
     kernel: Path | None
@@ -59,9 +60,14 @@ def collect(request: BootRequest) -> Parts:
         HvError: something cannot be built or fetched.
     """
     toolchain.require("boot")
+    platform = platform_named(request.platform)
+    platform.prepare()
     hypervisor = status = kernel = busybox = check = None
-    if request.hypervisor:
+    drivers: dict[PurePosixPath, Path] = {}
+    if request.hypervisor or platform.drivers:
         folder = _images(request.target)
+        drivers = {name: _built(folder, name) for name in platform.drivers}
+    if request.hypervisor:
         hypervisor = _built(folder, startup.HYPERVISOR)
         if request.application is not None:
             status = _built(folder, startup.STATUS)
@@ -69,7 +75,7 @@ def collect(request: BootRequest) -> Parts:
         kernel = request.kernel or linux.kernel().path
         busybox = linux.busybox()
         check = self_check()
-    return Parts(hypervisor, status, kernel, busybox, check)
+    return Parts(drivers, hypervisor, status, kernel, busybox, check)
 
 
 def _built(folder: Path, name: PurePosixPath) -> Path:
@@ -91,9 +97,8 @@ def build_image(folder: Path, request: BootRequest, parts: Parts, payload: Paylo
     Raises:
         UsageError: no room, or a name that FAT cannot hold.
     """
-    files: dict[PurePosixPath, Path | bytes] = {
-        startup.STARTUP: startup.startup_script(parts.hypervisor is not None, request.settings, payload).encode("ascii")
-    }
+    script = startup.startup_script(parts.hypervisor is not None, request.settings, payload, list(parts.drivers))
+    files: dict[PurePosixPath, Path | bytes] = {startup.STARTUP: script.encode("ascii"), **parts.drivers}
     if parts.hypervisor is not None:
         files[startup.HYPERVISOR] = parts.hypervisor
     if parts.status is not None:

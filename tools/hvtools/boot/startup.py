@@ -100,15 +100,19 @@ def linux_command(append: str = "") -> str:
     return " ".join(words)
 
 
-def startup_script(hypervisor: bool, settings: Mapping[str, str], payload: Payload) -> str:
+def startup_script(
+    hypervisor: bool, settings: Mapping[str, str], payload: Payload, drivers: Sequence[PurePosixPath] = ()
+) -> str:
     """Write the script.
 
     Args:
         hypervisor: load HvDxe first.
         settings: its options.
         payload: what follows.
+        drivers: what the firmware lacks on this platform, loaded before everything else.
     """
     lines = ["@echo -off", "fs0:", f"echo {_MARK} shell"]
+    lines += [f"load {_path(driver)}" for driver in drivers]
     if hypervisor:
         if settings:
             lines.append(options_command(settings))

@@ -25,10 +25,17 @@ class Cause(enum.Enum):
 
 @dataclass(frozen=True)
 class Ending:
-    """How a machine ended; `detail` is one line for people."""
+    """How a machine ended.
+
+    Attributes:
+        cause: why.
+        detail: one line for people.
+        ticks: instructions until then, of all processors together, where the platform counts them exactly.
+    """
 
     cause: Cause
     detail: str
+    ticks: int | None = None
 
 
 class MachineError(HvError):
@@ -47,7 +54,7 @@ class Power(Protocol):
     """The switch."""
 
     def on(self) -> None:
-        """Build the machine with its console attached; no processor runs before `Monitor.resume`."""
+        """Build the machine with its console attached; where the platform can, no processor runs before `resume`."""
 
     def off(self) -> None:
         """Take the power away. Never fails, may be called at any time and twice."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from hvtools.errors import HvError, UsageError
 from hvtools.machines.console import SerialConsole
+from hvtools.machines.process import die_with
 from hvtools.machines.protocols import Cause, Ending, MachineError
 from hvtools.machines.qmp import QmpMonitor
 from hvtools.machines.spec import MachineSpec
@@ -27,7 +27,6 @@ DEFAULT_ACCELERATOR = "tcg,thread=single"
 # from ExitBootServices on, and an emulated MWAIT burns a whole host processor for each.
 DEFAULT_CPU = "EPYC,+svm,+npt,+vgif,-monitor"
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 _DEBUG_PORT = 0x402
 _PIPE_BYTES = 1 << 20  # Linux gives this to everybody (pipe-max-size)
 _END_SECONDS = 10.0  # from the end of the console to the end of the process
@@ -135,18 +134,6 @@ def console_pipes(path: Path) -> Iterator[tuple[int, int]]:
     finally:
         for name in names:
             name.unlink(missing_ok=True)
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    """Give a function for the child that ties its life to the life of `parent`."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def tie() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
-
-    return tie
 
 
 class QemuPower:
@@ -265,7 +252,7 @@ class QemuMachine:
                     stderr=errors,
                     pass_fds=(monitor_far.fileno(),),
                     start_new_session=True,  # Ctrl-C is for us; we end the emulator in our own order
-                    preexec_fn=_die_with(os.getpid()),
+                    preexec_fn=die_with(os.getpid()),
                 )
             self._connect(self._monitor)
 

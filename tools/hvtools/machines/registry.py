@@ -5,8 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
 
+from hvtools import bochs, toolchain
 from hvtools.errors import UsageError
+from hvtools.machines.bochs import ACCELERATOR, SVM_CPU, VMX_CPU, BochsMachine
 from hvtools.machines.protocols import Machine
 from hvtools.machines.qemu import DEFAULT_ACCELERATOR, DEFAULT_CPU, QemuMachine
 from hvtools.machines.spec import MachineSpec
@@ -15,8 +19,12 @@ Listener = Callable[[str], None]
 
 CAPABILITIES = {
     "svm": "the processors have SVM with nested paging",
+    "vmx": "the processors have VMX with EPT and unrestricted guest",
+    "hypervisor": "HvDxe runs on the processors",
     "smp": "more than one processor",
     "concurrent": "processors that really run at the same time, by an accelerator of their own",
+    "fast": "boots within a few seconds, so that every test can run on it by default",
+    "ticks": "counts instructions exactly",
     "xapic": "local APICs in xAPIC mode",
     "poweroff": "the end of a machine tells power-off from reset",
     "linux": "the firmware gives Linux all that it needs (ACPI, SMP)",
@@ -35,6 +43,9 @@ class Platform:
         accelerator: the default accelerator.
         concurrent_accelerator: the one that gives the capability "concurrent".
         create: makes a machine of a specification.
+        plain_cpu: a processor without virtualization.
+        drivers: EFI drivers of ours that make up for what the firmware lacks there; they do nothing where it does not.
+        prepare: fetches and builds the platform itself.
     """
 
     name: str
@@ -44,6 +55,9 @@ class Platform:
     accelerator: str
     concurrent_accelerator: str | None
     create: Callable[[MachineSpec, Listener | None], Machine]
+    plain_cpu: str
+    drivers: tuple[PurePosixPath, ...] = ()
+    prepare: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         """Refuse capabilities that nobody can ask for.
@@ -56,18 +70,43 @@ class Platform:
             raise ValueError(f"{self.name}: unknown capabilities {sorted(unknown)}")
 
 
+def _prepare_bochs() -> None:
+    toolchain.require("bochs")
+    bochs.provide()
+
+
+def _bochs(vendor: str, cpu_model: str, capabilities: set[str]) -> Platform:
+    return Platform(
+        name=f"bochs-{vendor}",
+        vendor=vendor,
+        capabilities=frozenset({vendor, "smp", "xapic", "poweroff", "linux", "ticks"} | capabilities),
+        cpu_model=cpu_model,
+        accelerator=ACCELERATOR,
+        concurrent_accelerator=None,
+        create=partial(BochsMachine, default_cpu=cpu_model),
+        plain_cpu=f"{cpu_model},-{vendor}",
+        drivers=(PurePosixPath("BochsAcpiDxe.efi"),),
+        prepare=_prepare_bochs,
+    )
+
+
 PLATFORMS = {
     platform.name: platform
     for platform in (
         Platform(
             name="qemu-svm",
             vendor="svm",
-            capabilities=frozenset({"svm", "smp", "concurrent", "xapic", "poweroff", "linux"}),
+            capabilities=frozenset(
+                {"svm", "hypervisor", "fast", "smp", "concurrent", "xapic", "poweroff", "linux"},
+            ),
             cpu_model=DEFAULT_CPU,
             accelerator=DEFAULT_ACCELERATOR,
             concurrent_accelerator="tcg,thread=multi",
             create=QemuMachine,
+            plain_cpu="qemu64,-svm",
         ),
+        _bochs("vmx", VMX_CPU, set()),
+        _bochs("svm", SVM_CPU, {"hypervisor"}),
     )
 }
 DEFAULT_PLATFORM = "qemu-svm"

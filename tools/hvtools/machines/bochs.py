@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""Bochs: machine specifications to a configuration, and machines that run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from hvtools import bochs, cache
+from hvtools.errors import HvError, UsageError
+from hvtools.machines.console import SerialConsole, clean
+from hvtools.machines.process import die_with
+from hvtools.machines.protocols import Cause, Ending, MachineError
+from hvtools.machines.spec import MachineSpec
+
+ACCELERATOR = "interpreter"
+# With MONITOR/MWAIT the processors that the firmware parks in MWAIT take ten times the time of all the rest.
+WITHOUT_MWAIT = "-mwait,-mwaitx"
+VMX_CPU = f"{bochs.VMX_MODEL},{WITHOUT_MWAIT}"
+SVM_CPU = f"{bochs.SVM_MODEL},{WITHOUT_MWAIT}"
+
+VGA_BIOS = Path("/usr/share/vgabios/vgabios.bin")
+CONFIGURATION = "bochsrc"
+
+_IPS = 100_000_000  # instructions per virtual second
+_TIME = 1_700_000_000  # the clock at power-on: always the same, so that runs are the same
+_START_SECONDS = 30.0  # from the start of the process to its console; it takes 0.1 s on an idle host
+_END_SECONDS = 10.0  # from the end of the console to the end of the process
+_LOG_END_SECONDS = 5.0  # from the end of the process to the end of its log
+
+_NAME = re.compile(r"[a-z0-9_.]+")
+_RESET = "bx_pc_system_c::Reset("
+_PANIC = re.compile(r"^(\d+)p\[[^\]]*\] >>PANIC<< (.*)$", re.MULTILINE)
+_POWERED_OFF = ("ACPI control: soft power off", "Shutdown port: shutdown requested")
+_TRIPLE_FAULT = re.compile(r"exception\(\): 3rd \(\d+\) exception with no resolution")
+_COMPLAINT = re.compile(r"exiting with the following message:\s*\n(?:\[[^\]]*\] *)?(.*)")
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """OVMF in the two parts that the distribution has, variables first in the flash."""
+
+    variables: Path
+    code: Path
+
+
+FIRMWARE = (
+    Firmware(Path("/usr/share/OVMF/OVMF_VARS.fd"), Path("/usr/share/OVMF/OVMF_CODE.fd")),
+    Firmware(Path("/usr/share/OVMF/OVMF_VARS_4M.fd"), Path("/usr/share/OVMF/OVMF_CODE_4M.fd")),
+)
+"""By preference: Bochs has room for 4 MiB too, but the image of 2 MiB starts faster. Newer releases lack that one."""
+
+
+def firmware_image(firmware: Sequence[Firmware] = FIRMWARE) -> Path:
+    """Join the parts of the first OVMF that is installed, in the cache.
+
+    Raises:
+        HvError: none is installed.
+    """
+    for parts in firmware:
+        if parts.variables.is_file() and parts.code.is_file():
+            key = cache.key_of("ovmf", cache.sha256(parts.variables), cache.sha256(parts.code))
+            found = parts
+
+            def join(tree: Path, found: Firmware = found) -> None:
+                (tree / "OVMF.fd").write_bytes(found.variables.read_bytes() + found.code.read_bytes())
+
+            return cache.default().tree(key, "OVMF for Bochs", join, check=("OVMF.fd",)) / "OVMF.fd"
+    raise HvError(f"the firmware {firmware[0].code} is not there: run `hv setup`")
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A model, and features that it is to have or to lack, in Bochs' words."""
+
+    model: str
+    excluded: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+
+
+def parse_processor(text: str) -> Processor:
+    """Read `MODEL,-FEATURE,+FEATURE`.
+
+    Raises:
+        UsageError: it is not of this form.
+    """
+    model, *flags = text.split(",")
+    features: dict[str, list[str]] = {"-": [], "+": []}
+    for flag in flags:
+        if flag[:1] not in features or not _NAME.fullmatch(flag[1:]):
+            raise UsageError(f"--cpu {text}: must be MODEL,-FEATURE,+FEATURE,... as in {SVM_CPU}")
+        features[flag[0]].append(flag[1:])
+    if not _NAME.fullmatch(model):
+        raise UsageError(f"--cpu {text}: {model!r} is no name of a model")
+    return Processor(model, tuple(features["-"]), tuple(features["+"]))
+
+
+def _quoted(path: Path) -> str:
+    text = str(path)
+    # A configuration has no escapes, and it replaces environment variables.
+    if set('"$') & set(text) or not text.isprintable():
+        raise UsageError(f"{text!r} is no path that Bochs' configuration can hold")
+    return f'"{text}"'
+
+
+def configuration(spec: MachineSpec, default_cpu: str, image: Path, port: int) -> str:
+    """Turn a specification into Bochs' configuration.
+
+    The disk is written to an unlinked file of its own, so that the image stays as it is. The second serial port goes to
+    a file. The log goes to standard error: panics, errors, and resets.
+
+    Args:
+        spec: the machine.
+        default_cpu: the processor, if the specification names none.
+        image: the firmware.
+        port: TCP port of this host where the console is awaited.
+
+    Raises:
+        UsageError: a part cannot be expressed.
+    """
+    if spec.accelerator not in (None, ACCELERATOR):
+        raise UsageError(f"--accel {spec.accelerator}: Bochs has one way to execute code only, {ACCELERATOR}")
+    processor = parse_processor(spec.cpu_model or default_cpu)
+    cpu = [
+        f"model={processor.model}",
+        f"count={spec.cpus}",
+        f"ips={_IPS}",
+        f"reset_on_triple_fault={int(spec.restart)}",
+        "ignore_bad_msrs=1",  # OVMF reads MSRs that the models do not have
+    ]
+    for name, features in (("exclude_features", processor.excluded), ("add_features", processor.added)):
+        if features:
+            cpu.append(f'{name}="{" ".join(features)}"')
+    return "".join(
+        line + "\n"
+        for line in (
+            "display_library: nogui",
+            f"cpu: {', '.join(cpu)}",
+            f"memory: guest={spec.memory_mib}, host={spec.memory_mib}",
+            f"romimage: file={_quoted(image)}",
+            f"vgaromimage: file={_quoted(VGA_BIOS)}",
+            "pci: enabled=1, chipset=i440fx",
+            f"clock: sync=none, time0={_TIME}",
+            f"ata0-master: type=disk, path={_quoted(spec.disk)}, mode=volatile, cylinders=0",
+            "boot: disk",
+            f"com1: enabled=1, mode=socket-client, dev=127.0.0.1:{port}",
+            f"com2: enabled=1, mode=file, dev={_quoted(spec.second_serial_log)}",
+            "log: -",
+            "panic: action=fatal",
+            "error: action=report",
+            "info: action=ignore, pc_system=report",
+            "debug: action=ignore",
+        )
+    )
+
+
+def ending_of(log: str, status: int, reset: bool) -> Ending:
+    """Conclude from what an emulator left how its machine ended.
+
+    Args:
+        log: its log.
+        status: return code of the process, negative for a signal.
+        reset: the process was ended because the machine was reset.
+    """
+    if reset:
+        return Ending(Cause.REBOOT, "reset")
+    panics = _PANIC.findall(log)
+    ticks, message = (int(panics[-1][0]), panics[-1][1].strip()) if panics else (None, "no message")
+    if message in _POWERED_OFF:
+        return Ending(Cause.POWEROFF, "powered off", ticks)
+    if _TRIPLE_FAULT.match(message):
+        return Ending(Cause.TRIPLE_FAULT, "a processor had a triple fault", ticks)
+    if status < 0:
+        return Ending(Cause.CRASHED, f"the emulator died of {signal.Signals(-status).name}: {message}", ticks)
+    return Ending(Cause.CRASHED, f"the emulator ended with status {status}: {message}", ticks)
+
+
+class _Log(threading.Thread):
+    """Writes the emulator's log to a file, and ends the emulator at a reset if a reset is to end the machine.
+
+    Bochs itself has no such option. A thread, because meanwhile somebody waits for the console.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], path: Path, ends_at_reset: bool) -> None:
+        super().__init__(name="bochs-log", daemon=True)
+        assert process.stderr is not None
+        self._process = process
+        self._source: IO[bytes] = process.stderr
+        self._path = path
+        self._ends_at_reset = ends_at_reset
+        self._resets = 0
+
+    @property
+    def reset_ended_it(self) -> bool:
+        """The machine was reset, and therefore its emulator was ended."""
+        return self._ends_at_reset and self._resets > 1  # power-on is the first
+
+    def run(self) -> None:
+        with self._source, self._path.open("wb") as file:
+            for line in self._source:
+                file.write(line)
+                file.flush()
+                if _RESET.encode() in line:
+                    self._resets += 1
+                    if self.reset_ended_it:
+                        self._process.kill()
+
+
+class BochsPower:
+    """The switch of a Bochs machine."""
+
+    def __init__(self, machine: BochsMachine) -> None:
+        """Belong to `machine`."""
+        self._machine = machine
+
+    def on(self) -> None:
+        """Start the emulator with its console connected. It cannot be held: its processors run from here on."""
+        self._machine.start()
+
+    def off(self) -> None:
+        """Kill the emulator, if it runs."""
+        self._machine.kill()
+
+    def wait(self, timeout: float) -> Ending:
+        """Wait at most `timeout` seconds for the end.
+
+        Raises:
+            MachineError: it still runs.
+        """
+        return self._machine.wait(timeout)
+
+
+class BochsMonitor:
+    """The view from outside: Bochs has none."""
+
+    def resume(self) -> None:
+        """Do nothing: the processors run since power-on, and what they wrote is kept for the console."""
+
+
+class BochsMachine:
+    """One Bochs process and the ends of its wires."""
+
+    def __init__(
+        self, spec: MachineSpec, listener: Callable[[str], None] | None = None, default_cpu: str = SVM_CPU
+    ) -> None:
+        """Describe the machine; nothing runs yet.
+
+        Args:
+            spec: what it is made of.
+            listener: called with each piece of console output.
+            default_cpu: the processor, if the specification names none.
+        """
+        self._spec = spec
+        self._listener = listener
+        self._default_cpu = default_cpu
+        self._power = BochsPower(self)
+        self._monitor = BochsMonitor()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: _Log | None = None
+        self._console: SerialConsole | None = None
+        self._ending: Ending | None = None
+
+    @property
+    def spec(self) -> MachineSpec:
+        """What it is made of."""
+        return self._spec
+
+    @property
+    def power(self) -> BochsPower:
+        """Its switch."""
+        return self._power
+
+    @property
+    def console(self) -> SerialConsole:
+        """Its first serial port.
+
+        Raises:
+            MachineError: it was never switched on.
+        """
+        if self._console is None:
+            raise MachineError("the machine is off")
+        return self._console
+
+    @property
+    def monitor(self) -> BochsMonitor:
+        """The view from outside."""
+        return self._monitor
+
+    @property
+    def pid(self) -> int | None:
+        """Number of the emulator's process while it runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def hypervisor_log(self) -> str:
+        """Give the hypervisor's log so far: its lines on the second serial port, among those of the firmware."""
+        path = self._spec.second_serial_log
+        if not path.exists():
+            return ""
+        lines = clean(path.read_text("utf-8", "replace")).splitlines()
+        return "".join(line[line.index("hv: ") :] + "\n" for line in lines if "hv: " in line)
+
+    def start(self) -> None:
+        """Start the emulator.
+
+        Raises:
+            HvError: the emulator or its firmware is not to be had.
+            UsageError: the emulator refuses the machine (an unknown processor model, too many processors).
+        """
+        if self._process is not None:
+            raise MachineError("the machine was already switched on once")
+        program = bochs.provide().program
+        image = firmware_image()
+        if not VGA_BIOS.is_file():
+            raise HvError(f"{VGA_BIOS} is not there: run `hv setup`")
+        with socket.create_server(("127.0.0.1", 0), backlog=1) as server:
+            path = self._spec.folder / CONFIGURATION
+            path.write_text(configuration(self._spec, self._default_cpu, image, server.getsockname()[1]))
+            with self._spec.emulator_errors.open("wb") as errors:
+                self._process = subprocess.Popen(
+                    [str(program), "-q", "-f", str(path)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=errors,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,  # Ctrl-C is for us; we end the emulator in our own order
+                    preexec_fn=die_with(os.getpid()),
+                )
+            self._log = _Log(self._process, self._spec.emulator_log, not self._spec.restart)
+            self._log.start()
+            heard = self._connected(server, self._process).detach()
+            self._console = SerialConsole(heard, os.dup(heard), self._spec.console_log, self._listener)
+
+    def _connected(self, server: socket.socket, process: subprocess.Popen[bytes]) -> socket.socket:
+        """Wait until the emulator connects its console, or ends."""
+        ended = os.pidfd_open(process.pid)
+        try:
+            poll = select.poll()
+            poll.register(server, select.POLLIN)
+            poll.register(ended, select.POLLIN)
+            ready = {descriptor for descriptor, _ in poll.poll(_START_SECONDS * 1000)}
+        finally:
+            os.close(ended)
+        if server.fileno() in ready:
+            return server.accept()[0]
+        self.kill()
+        if not ready:
+            raise MachineError("the emulator does not connect its console")
+        raise UsageError(f"the emulator refuses this machine: {self._complaint()}")
+
+    def _complaint(self) -> str:
+        found = _COMPLAINT.search(self._emulator_log())
+        return found[1].strip() if found else "it says nothing"
+
+    def _emulator_log(self) -> str:
+        path = self._spec.emulator_log
+        return path.read_text("utf-8", "replace") if path.exists() else ""
+
+    def wait(self, timeout: float) -> Ending:
+        """Wait at most `timeout` seconds for the machine's own end.
+
+        Raises:
+            MachineError: it still runs.
+        """
+        if self._ending is not None:
+            return self._ending
+        end = time.monotonic() + timeout
+        # The console is read meanwhile: an emulator whose console nobody reads stands still.
+        if not self.console.drain(timeout) or not self._process_ends(end - time.monotonic() + _END_SECONDS):
+            raise MachineError(f"the machine did not end within {timeout:.0f} s")
+        self._ending = self._conclude()
+        return self._ending
+
+    def _process_ends(self, timeout: float) -> bool:
+        assert self._process is not None
+        try:
+            self._process.wait(max(timeout, 0))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _conclude(self) -> Ending:
+        """Read what the emulator left, after its end."""
+        assert self._process is not None and self._log is not None
+        self._log.join(_LOG_END_SECONDS)
+        self._spec.hypervisor_log.write_text(self.hypervisor_log(), "utf-8")
+        return ending_of(self._emulator_log(), self._process.returncode, self._log.reset_ended_it)
+
+    def kill(self) -> None:
+        """End the emulator now."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.kill()
+                self._process.wait()
+                self._ending = self._ending or Ending(Cause.KILLED, "switched off")
+            with contextlib.suppress(OSError):  # a full disk is no reason to fail here
+                self._conclude()
+        if self._console is not None:
+            self._console.close()
