@@ -174,6 +174,7 @@ struct _HV_VCPU {
   BOOLEAN     NmiStepping;    ///< single-stepping until an NMI can be injected
   BOOLEAN     NmiIretSeen;
   BOOLEAN     StepGuestTf;    ///< the guest's own TF while NmiStepping
+  BOOLEAN     StepIret;       ///< the step is over the IRET itself, which brings flags of its own
   UINT64      NmiIretRip;
 };
 
@@ -185,6 +186,10 @@ struct _HV_VM {
   volatile UINT32    Lock;          ///< protects Nested
   VOID               *Shared;       ///< the backend's pages for a VM (permission maps)
 };
+
+#define HV_ENTERED_NEVER    0 // there was no entry
+#define HV_ENTERED_RAN      1 // as the processor left it, general registers aside; stored after each exit
+#define HV_ENTERED_CHANGED  2 // the host changed it since the last exit
 
 ///
 /// A host processor. Fields without a remark are written at launch only.
@@ -203,7 +208,7 @@ struct _HV_CPU {
   HV_APIC_ID         Apic;           ///< id; LDR and DFR: this processor, as its guest writes them
   BOOLEAN            X2Apic;         ///< this processor
   BOOLEAN            Bsp;
-  BOOLEAN            Entered;        ///< the guest ran at least once
+  UINT8              Entered;        ///< HV_ENTERED_*; what is known of the state for the next entry
   volatile UINT32    State;          ///< HV_MP_STATE: this processor
   volatile UINT32    KickPending;    ///< set by who kicks, cleared by the kicked
   HV_MAILBOX         Mailbox;
@@ -273,6 +278,9 @@ struct _HV_HOST {
   UINT32                  CpuCount;
   UINT32                  RamCount;
   UINT32                  FailCpu;         ///< test option fail_cpu, MAX_UINT32 for none
+  UINT32                  Corrupt;         ///< test option corrupt: HV_OPTION_CORRUPT_*
+  UINT32                  CorruptCpu;      ///< test option corrupt_cpu
+  BOOLEAN                 EntryCheck;      ///< test option entry_check
   UINT32                  HiddenCount;
   HV_CPUID_HIDDEN         Hidden[HV_CPUID_HIDDEN_MAX];
   UINT8                   AddressBits;

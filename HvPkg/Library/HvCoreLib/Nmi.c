@@ -13,15 +13,33 @@ STATIC
 VOID
 StartStepping (
   IN OUT HV_CPU   *Cpu,
-  IN OUT HV_VCPU  *Vcpu
+  IN OUT HV_VCPU  *Vcpu,
+  IN     BOOLEAN  Iret
   )
 {
   if (!Vcpu->NmiStepping) {
     Vcpu->NmiStepping = TRUE;
+    Vcpu->StepIret    = Iret;
     Vcpu->StepGuestTf = (BOOLEAN)((Vcpu->Regs.Rflags & HV_RFLAGS_TF) != 0);
     Vcpu->Regs.Rflags |= HV_RFLAGS_TF;
     Cpu->Host->Ops->InterceptDebug (Vcpu, TRUE);
   }
+}
+
+STATIC
+VOID
+StopStepping (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  // After an IRET the flags are those that it brought.
+  if (!Vcpu->StepGuestTf && !Vcpu->StepIret) {
+    Vcpu->Regs.Rflags &= ~(UINT64)HV_RFLAGS_TF;
+  }
+
+  Vcpu->NmiStepping = FALSE;
+  Cpu->Host->Ops->InterceptDebug (Vcpu, FALSE);
 }
 
 STATIC
@@ -51,7 +69,7 @@ TryInject (
 
   if (Vcpu->NmiBlocked) {
     if (Vcpu->NmiIretSeen) {
-      StartStepping (Cpu, Vcpu);
+      StartStepping (Cpu, Vcpu, TRUE);
     }
 
     return;
@@ -59,8 +77,13 @@ TryInject (
 
   Ops->StateGet (Vcpu, HV_STATE_EVENTS, &State);
   if (Ops->EventQueued (Vcpu) || State.InterruptShadow) {
-    StartStepping (Cpu, Vcpu);
+    StartStepping (Cpu, Vcpu, FALSE);
     return;
+  }
+
+  if (Vcpu->NmiStepping && ((Vcpu->Regs.Rflags & HV_RFLAGS_TF) != 0)) {
+    // The handler's frame must not have our TF in it.
+    StopStepping (Cpu, Vcpu);
   }
 
   ZeroMem (&Event, sizeof (Event));
@@ -156,12 +179,7 @@ HvOnDebug (
   if (Vcpu->NmiStepping) {
     Ops->StateGet (Vcpu, HV_STATE_DEBUG, &State);
     Ours = (BOOLEAN)(!Vcpu->StepGuestTf && ((State.Dr6 & (HV_DR6_BS | 0xF)) == HV_DR6_BS));
-    if (!Vcpu->StepGuestTf) {
-      Vcpu->Regs.Rflags &= ~(UINT64)HV_RFLAGS_TF;
-    }
-
-    Vcpu->NmiStepping = FALSE;
-    Ops->InterceptDebug (Vcpu, FALSE);
+    StopStepping (Cpu, Vcpu);
     if (Ours) {
       State.Dr6 &= ~(UINT64)HV_DR6_BS;
       Ops->StateSet (Vcpu, HV_STATE_DEBUG, &State);
