@@ -516,6 +516,9 @@ HvMemoryBuild (
   Host->HiddenCount    = Probe->HiddenCount;
   CopyMem (Host->Hidden, Probe->Hidden, sizeof (Host->Hidden));
   Host->FailCpu        = (UINT32)MIN (Options->Value[HvOptionFailCpu], MAX_UINT32);
+  Host->Corrupt        = (UINT32)Options->Value[HvOptionCorrupt];
+  Host->CorruptCpu     = (UINT32)Options->Value[HvOptionCorruptCpu];
+  Host->EntryCheck     = (BOOLEAN)(Options->Value[HvOptionEntryCheck] == HV_OPTION_ENTRY_CHECK_ON);
   Host->Root.Shared    = Take (&Cursor, Probe->SharedPages);
   Host->OnesPage       = (UINTN)Take (&Cursor, 1);
   SetMem ((VOID *)(UINTN)Host->OnesPage, EFI_PAGE_SIZE, 0xFF);

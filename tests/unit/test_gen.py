@@ -14,7 +14,19 @@ from hvtools.errors import EXIT_FAILED, EXIT_USAGE, HvError
 from hvtools.gen.emit import camel, hex_width, upper_snake
 from hvtools.gen.hardware import decode_vmcs
 from hvtools.gen.table import TableError
-from hvtools.generated import cpuid, exits, log_events, options, status, svm_exit, vmcb, vmcs, vmx_exit
+from hvtools.generated import (
+    cpuid,
+    exits,
+    log_events,
+    options,
+    status,
+    svm_checks,
+    svm_exit,
+    vmcb,
+    vmcs,
+    vmx_checks,
+    vmx_exit,
+)
 from hvtools.verbs.gen import command
 from tests.unit import gen_tables
 
@@ -133,7 +145,34 @@ MALFORMED = [
         "events launch-done: field 'cpus:d' has no type of",
     ),
     ("options.toml", 'default = "info"', 'default = "inform"', "option log: default 'inform' is none of the choices"),
-    ("options.toml", "debug_only = true", "debug_olny = true", "option fail_cpu: unknown key 'debug_olny'"),
+    (
+        "options.toml",
+        'none = true\ndefault = "none"\ndebug_only = true',
+        'none = true\ndefault = "none"\ndebug_olny = true',
+        "option fail_cpu: unknown key 'debug_olny'",
+    ),
+    ("options.toml", 'choices_of = "corruptions"', 'choices_of = "corruption"', "choices_of 'corruption' is none of"),
+    (
+        "svm_checks.toml",
+        'part = "control"\nfields = ["Control.IopmBase"]',
+        'part = "host"\nfields = ["Control.IopmBase"]',
+        "rule iopm-range: part 'host' is none of control, guest",
+    ),
+    (
+        "svm_checks.toml",
+        'fields = ["Control.IopmBase"]',
+        'fields = ["Control.IopmBose"]',
+        "field 'Control.IopmBose' is unknown",
+    ),
+    ("svm_checks.toml", 'rule = "iopm-range"', 'rule = "iopm"', "corruption vmcb-iopm-range: rule 'iopm' is unknown"),
+    ("svm_checks.toml", "set = 0xFFFFFFFF\n", "set = 0x1FFFFFFFF\n", "must change bits of the field's 4 bytes"),
+    ("vmx_checks.toml", 'name = "vmcs-vpid-zero"', 'name = "vpid-zero"', "the name must begin with 'vmcs-'"),
+    (
+        "vmx_checks.toml",
+        'rule = "vpid-zero"\nfield = "VPID"',
+        'rule = "vpid-zero"\nfield = "TPR_THRESHOLD"',
+        "field 'TPR_THRESHOLD' is none of rule vpid-zero",
+    ),
     ("exits.toml", "max = 32", "max = 8", "exits.toml: 29 kinds, but a row of counters has 8"),
     ("status.toml", "offset = 0x30", "offset = 0x2E", "offset 0x2e overlaps NestedPageSizes"),
     ("hypercall.toml", "number = 3", "number = 2", "hypercall.toml: call number 2 occurs twice"),
@@ -281,7 +320,14 @@ def test_options_are_consistent_with_the_log() -> None:
     assert options.OPTIONS["nested_page"].choices == ("auto", "4k", "2m", "1g")
     assert options.OPTIONS["fail_cpu"].debug_only
     for option in options.OPTIONS.values():
-        assert option.default in option.choices or option.default == "none" and option.none
+        if option.kind == "choice":
+            assert option.default in option.choices
+        else:
+            assert option.none if option.default == "none" else int(option.default) >= option.minimum
+
+
+def test_corruptions_are_choices_of_their_option() -> None:
+    assert options.OPTIONS["corrupt"].choices == ("none", *svm_checks.CORRUPTIONS, *vmx_checks.CORRUPTIONS)
 
 
 def formats() -> Iterator[tuple[str, str]]:

@@ -59,6 +59,7 @@ typedef enum {
   HvLogEventHostWriteDropped,  ///< a write to the hypervisor's memory was dropped
   HvLogEventExitUnknown,       ///< an exit that no row expects
   HvLogEventEntryFailed,       ///< the processor refused the VM entry
+  HvLogEventEntryRule,         ///< a rule of the manual that the state for a VM entry breaks
   HvLogEventGuestState,        ///< guest state at a failure
   HvLogEventShutdown,          ///< triple fault of the guest
   HvLogEventHostException,     ///< an exception in the hypervisor
@@ -100,6 +101,7 @@ typedef enum {
   X (HostWriteDropped, HvLogWarn,  "host-write-dropped", "gpa=%x rip=%x")                                                           \
   X (ExitUnknown,      HvLogError, "exit-unknown",       "code=%x info1=%x info2=%x rip=%x")                                        \
   X (EntryFailed,      HvLogError, "entry-failed",       "code=%x reason=%s")                                                       \
+  X (EntryRule,        HvLogError, "entry-rule",         "rule=%s section=%s field=%s value=%x expected=%s")                        \
   X (GuestState,       HvLogError, "guest-state",        "rip=%x rsp=%x rflags=%x cr0=%x cr3=%x cr4=%x efer=%x cs=%x")              \
   X (Shutdown,         HvLogError, "shutdown",           "rip=%x")                                                                  \
   X (HostException,    HvLogError, "host-exception",     "vector=%u error=%x rip=%x rsp=%x cr2=%x")                                 \

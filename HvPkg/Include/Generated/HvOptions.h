@@ -17,6 +17,9 @@ typedef enum {
   HvOptionNestedPage,  ///< largest nested page; auto takes the largest that the processor reports
   HvOptionLog,         ///< least severe level that is logged
   HvOptionFailCpu,     ///< the launch of the processor with this index fails (a test of all or nothing)
+  HvOptionCorrupt,     ///< one field of the state for a processor's first entry is broken; the tables of consistency checks say how
+  HvOptionCorruptCpu,  ///< index of the processor that the option corrupt is for
+  HvOptionEntryCheck,  ///< whether a state that breaks a rule is refused before the processor gets it
   HvOptionCount,       ///< number of options
 } HV_OPTION;
 
@@ -32,14 +35,88 @@ typedef enum {
 //
 // Values of choices.
 //
-#define HV_OPTION_NESTED_PAGE_AUTO  0
-#define HV_OPTION_NESTED_PAGE_4K    1
-#define HV_OPTION_NESTED_PAGE_2M    2
-#define HV_OPTION_NESTED_PAGE_1G    3
-#define HV_OPTION_LOG_ERROR         0
-#define HV_OPTION_LOG_WARN          1
-#define HV_OPTION_LOG_INFO          2
-#define HV_OPTION_LOG_DEBUG         3
+#define HV_OPTION_NESTED_PAGE_AUTO               0
+#define HV_OPTION_NESTED_PAGE_4K                 1
+#define HV_OPTION_NESTED_PAGE_2M                 2
+#define HV_OPTION_NESTED_PAGE_1G                 3
+#define HV_OPTION_LOG_ERROR                      0
+#define HV_OPTION_LOG_WARN                       1
+#define HV_OPTION_LOG_INFO                       2
+#define HV_OPTION_LOG_DEBUG                      3
+#define HV_OPTION_CORRUPT_NONE                   0
+#define HV_OPTION_CORRUPT_VMCB_INTERCEPT_VMRUN   1
+#define HV_OPTION_CORRUPT_VMCB_ASID_ZERO         2
+#define HV_OPTION_CORRUPT_VMCB_ASID_RANGE        3
+#define HV_OPTION_CORRUPT_VMCB_IOPM_RANGE        4
+#define HV_OPTION_CORRUPT_VMCB_MSRPM_RANGE       5
+#define HV_OPTION_CORRUPT_VMCB_TLB_CONTROL       6
+#define HV_OPTION_CORRUPT_VMCB_EVENT_TYPE        7
+#define HV_OPTION_CORRUPT_VMCB_EVENT_NMI         8
+#define HV_OPTION_CORRUPT_VMCB_EVENT_31          9
+#define HV_OPTION_CORRUPT_VMCB_EVENT_32          10
+#define HV_OPTION_CORRUPT_VMCB_EVENT_BOUND       11
+#define HV_OPTION_CORRUPT_VMCB_NCR3_HIGH         12
+#define HV_OPTION_CORRUPT_VMCB_EFER_SVME         13
+#define HV_OPTION_CORRUPT_VMCB_EFER_LOW          14
+#define HV_OPTION_CORRUPT_VMCB_EFER_HIGH         15
+#define HV_OPTION_CORRUPT_VMCB_EFER_LMA          16
+#define HV_OPTION_CORRUPT_VMCB_CR0_HIGH          17
+#define HV_OPTION_CORRUPT_VMCB_CR0_NW            18
+#define HV_OPTION_CORRUPT_VMCB_CR0_PE            19
+#define HV_OPTION_CORRUPT_VMCB_CR3_HIGH          20
+#define HV_OPTION_CORRUPT_VMCB_CR4_LOW           21
+#define HV_OPTION_CORRUPT_VMCB_CR4_HIGH          22
+#define HV_OPTION_CORRUPT_VMCB_CR4_PAE           23
+#define HV_OPTION_CORRUPT_VMCB_DR6_HIGH          24
+#define HV_OPTION_CORRUPT_VMCB_DR7_HIGH          25
+#define HV_OPTION_CORRUPT_VMCB_CS_D              26
+#define HV_OPTION_CORRUPT_VMCB_PAT_RESERVED      27
+#define HV_OPTION_CORRUPT_VMCB_PAT_TYPE          28
+#define HV_OPTION_CORRUPT_VMCS_PIN_ALLOWED       29
+#define HV_OPTION_CORRUPT_VMCS_PROC_ALLOWED      30
+#define HV_OPTION_CORRUPT_VMCS_EXIT_ALLOWED      31
+#define HV_OPTION_CORRUPT_VMCS_ENTRY_ALLOWED     32
+#define HV_OPTION_CORRUPT_VMCS_ENTRY_SMM         33
+#define HV_OPTION_CORRUPT_VMCS_CR3_TARGETS       34
+#define HV_OPTION_CORRUPT_VMCS_MSR_BITMAP        35
+#define HV_OPTION_CORRUPT_VMCS_VPID_ZERO         36
+#define HV_OPTION_CORRUPT_VMCS_EPT_TYPE          37
+#define HV_OPTION_CORRUPT_VMCS_EPT_LEVELS        38
+#define HV_OPTION_CORRUPT_VMCS_EPT_RESERVED      39
+#define HV_OPTION_CORRUPT_VMCS_EVENT_TYPE        40
+#define HV_OPTION_CORRUPT_VMCS_EVENT_VECTOR      41
+#define HV_OPTION_CORRUPT_VMCS_HOST_CR0          42
+#define HV_OPTION_CORRUPT_VMCS_HOST_CR3          43
+#define HV_OPTION_CORRUPT_VMCS_HOST_CR4          44
+#define HV_OPTION_CORRUPT_VMCS_HOST_CS           45
+#define HV_OPTION_CORRUPT_VMCS_HOST_TR           46
+#define HV_OPTION_CORRUPT_VMCS_HOST_FS_BASE      47
+#define HV_OPTION_CORRUPT_VMCS_HOST_GDTR_BASE    48
+#define HV_OPTION_CORRUPT_VMCS_HOST_SIZE         49
+#define HV_OPTION_CORRUPT_VMCS_HOST_RIP          50
+#define HV_OPTION_CORRUPT_VMCS_GUEST_CR0         51
+#define HV_OPTION_CORRUPT_VMCS_GUEST_CR0_PE      52
+#define HV_OPTION_CORRUPT_VMCS_GUEST_CR3         53
+#define HV_OPTION_CORRUPT_VMCS_GUEST_CR4         54
+#define HV_OPTION_CORRUPT_VMCS_GUEST_CR4_PAE     55
+#define HV_OPTION_CORRUPT_VMCS_GUEST_SYSENTER    56
+#define HV_OPTION_CORRUPT_VMCS_GUEST_TR_TI       57
+#define HV_OPTION_CORRUPT_VMCS_GUEST_TR_TYPE     58
+#define HV_OPTION_CORRUPT_VMCS_GUEST_CS_TYPE     59
+#define HV_OPTION_CORRUPT_VMCS_GUEST_CS_D        60
+#define HV_OPTION_CORRUPT_VMCS_GUEST_CS_PRESENT  61
+#define HV_OPTION_CORRUPT_VMCS_GUEST_SS_TYPE     62
+#define HV_OPTION_CORRUPT_VMCS_GUEST_GS_BASE     63
+#define HV_OPTION_CORRUPT_VMCS_GUEST_GDTR_LIMIT  64
+#define HV_OPTION_CORRUPT_VMCS_GUEST_IDTR_BASE   65
+#define HV_OPTION_CORRUPT_VMCS_GUEST_RIP         66
+#define HV_OPTION_CORRUPT_VMCS_GUEST_RFLAGS      67
+#define HV_OPTION_CORRUPT_VMCS_GUEST_RFLAGS_VM   68
+#define HV_OPTION_CORRUPT_VMCS_ACTIVITY          69
+#define HV_OPTION_CORRUPT_VMCS_BLOCKING          70
+#define HV_OPTION_CORRUPT_VMCS_LINK_POINTER      71
+#define HV_OPTION_ENTRY_CHECK_ON                 0
+#define HV_OPTION_ENTRY_CHECK_OFF                1
 
 /// The UEFI variable with the options: ASCII, `name=value name=value`.
 #define HV_OPTIONS_VARIABLE   L"HvOptions"
@@ -48,9 +125,12 @@ typedef enum {
   { 0x5c1bd2a3, 0x8f0e, 0x4c57, { 0x9a, 0x9b, 0x0d, 0x6d, 0x3c, 0x1f, 0x7e, 0x21 } }
 
 /// X (option, name, type, default, minimum, maximum, whether none is allowed, DEBUG build only, choices).
-#define HV_OPTION_LIST(X)                                                                                        \
-  X (NestedPage, "nested_page", HvOptionChoice, 0,              0, 3,     FALSE, FALSE, "auto|4k|2m|1g")         \
-  X (Log,        "log",         HvOptionChoice, 2,              0, 3,     FALSE, FALSE, "error|warn|info|debug") \
-  X (FailCpu,    "fail_cpu",    HvOptionNumber, HV_OPTION_NONE, 0, 65535, TRUE,  TRUE,  "")
+#define HV_OPTION_LIST(X)                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                            \
+  X (NestedPage, "nested_page", HvOptionChoice, 0,              0, 3,     FALSE, FALSE, "auto|4k|2m|1g")                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                             \
+  X (Log,        "log",         HvOptionChoice, 2,              0, 3,     FALSE, FALSE, "error|warn|info|debug")                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                     \
+  X (FailCpu,    "fail_cpu",    HvOptionNumber, HV_OPTION_NONE, 0, 65535, TRUE,  TRUE,  "")                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                          \
+  X (Corrupt,    "corrupt",     HvOptionChoice, 0,              0, 71,    FALSE, TRUE,  "none|vmcb-intercept-vmrun|vmcb-asid-zero|vmcb-asid-range|vmcb-iopm-range|vmcb-msrpm-range|vmcb-tlb-control|vmcb-event-type|vmcb-event-nmi|vmcb-event-31|vmcb-event-32|vmcb-event-bound|vmcb-ncr3-high|vmcb-efer-svme|vmcb-efer-low|vmcb-efer-high|vmcb-efer-lma|vmcb-cr0-high|vmcb-cr0-nw|vmcb-cr0-pe|vmcb-cr3-high|vmcb-cr4-low|vmcb-cr4-high|vmcb-cr4-pae|vmcb-dr6-high|vmcb-dr7-high|vmcb-cs-d|vmcb-pat-reserved|vmcb-pat-type|vmcs-pin-allowed|vmcs-proc-allowed|vmcs-exit-allowed|vmcs-entry-allowed|vmcs-entry-smm|vmcs-cr3-targets|vmcs-msr-bitmap|vmcs-vpid-zero|vmcs-ept-type|vmcs-ept-levels|vmcs-ept-reserved|vmcs-event-type|vmcs-event-vector|vmcs-host-cr0|vmcs-host-cr3|vmcs-host-cr4|vmcs-host-cs|vmcs-host-tr|vmcs-host-fs-base|vmcs-host-gdtr-base|vmcs-host-size|vmcs-host-rip|vmcs-guest-cr0|vmcs-guest-cr0-pe|vmcs-guest-cr3|vmcs-guest-cr4|vmcs-guest-cr4-pae|vmcs-guest-sysenter|vmcs-guest-tr-ti|vmcs-guest-tr-type|vmcs-guest-cs-type|vmcs-guest-cs-d|vmcs-guest-cs-present|vmcs-guest-ss-type|vmcs-guest-gs-base|vmcs-guest-gdtr-limit|vmcs-guest-idtr-base|vmcs-guest-rip|vmcs-guest-rflags|vmcs-guest-rflags-vm|vmcs-activity|vmcs-blocking|vmcs-link-pointer") \
+  X (CorruptCpu, "corrupt_cpu", HvOptionNumber, 0,              0, 65535, FALSE, TRUE,  "")                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                                          \
+  X (EntryCheck, "entry_check", HvOptionChoice, 0,              0, 1,     FALSE, TRUE,  "on|off")
 
 #endif // HV_OPTIONS_H_

@@ -7,6 +7,7 @@
 #ifndef HV_CORE_LIB_H_
 #define HV_CORE_LIB_H_
 
+#include <Hv/HvFinding.h>
 #include <Hv/HvTypes.h>
 
 ///
@@ -63,7 +64,8 @@ struct _HV_BACKEND_OPS {
   /// Makes the vCPU's control blocks with this state. Host.
   VOID (*VcpuInit)(IN OUT HV_VCPU *Vcpu, IN CONST HV_VCPU_STATE *State);
 
-  /// Runs the guest until an exit. An error means that the guest's state was refused. Host.
+  /// Runs the guest until an exit. An error means that the state was refused, by the processor or, with
+  /// RETURN_COMPROMISED_DATA, by the checks before it (DEBUG build); the rules that it breaks are in the log. Host.
   RETURN_STATUS (*Enter)(IN OUT HV_VCPU *Vcpu, OUT HV_EXIT *Exit);
 
   /// Reads or writes the parts of the state that Mask names (HV_STATE_*). Host.
@@ -164,6 +166,22 @@ HvCoreLaunch (
 RETURN_STATUS
 HvCoreRun (
   IN OUT HV_CPU  *Cpu
+  );
+
+/**
+  Logs the rules that the state for an entry breaks, one event each.
+
+  @param[in] Cpu       This processor.
+  @param[in] Findings  What a check found.
+  @param[in] Count     Entries in Findings.
+
+  @par Context: Host
+**/
+VOID
+HvCoreLogFindings (
+  IN HV_CPU            *Cpu,
+  IN CONST HV_FINDING  *Findings,
+  IN UINTN             Count
   );
 
 /**

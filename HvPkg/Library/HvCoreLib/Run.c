@@ -96,6 +96,28 @@ OnUnknown (
   HvCoreRaise (Vcpu, HV_VECTOR_GP);
 }
 
+VOID
+HvCoreLogFindings (
+  IN HV_CPU            *Cpu,
+  IN CONST HV_FINDING  *Findings,
+  IN UINTN             Count
+  )
+{
+  UINTN  Index;
+
+  for (Index = 0; Index < Count; Index++) {
+    HV_LOG (
+      Cpu->Index,
+      EntryRule,
+      HV_STR (Findings[Index].Name),
+      HV_STR (Findings[Index].Section),
+      HV_STR (Findings[Index].FieldName),
+      Findings[Index].Value,
+      HV_STR (Findings[Index].Expected)
+      );
+  }
+}
+
 STATIC
 VOID
 OnEntryFailed (
@@ -194,12 +216,13 @@ HvCoreRun (
   for ( ; ;) {
     Status = Ops->Enter (Vcpu, &Exit);
     if (RETURN_ERROR (Status) && !Cpu->Entered) {
-      Cpu->LaunchReason = "the first entry was refused";
+      Cpu->LaunchReason = (Status == RETURN_COMPROMISED_DATA) ? "the state for the first entry breaks a rule" :
+                          "the first entry was refused";
       Cpu->LaunchDetail = Exit.Code;
       return Status;
     }
 
-    // An NMI may have come before the guest did.
+    // An NMI may have come before the guest did. TRUE is HV_ENTERED_RAN.
     Cpu->Entered = (BOOLEAN)(Cpu->Entered || (Exit.Kind != HvExitNmi));
     Exit.Kind    = Classify (Cpu, Vcpu, &Exit);
     Cpu->Exits[Exit.Kind]++;

@@ -16,6 +16,9 @@ STATIC CONST struct {
   HV_MSR_ROOT_POLICY_LIST (MSRPM_ROW)
 };
 
+// The parts of the state that rules of VMRUN look at.
+#define STATE_WITH_RULES  (HV_STATE_SEGMENTS | HV_STATE_CONTROL | HV_STATE_DEBUG | HV_STATE_PAT)
+
 #define EXIT_ROW(Code, Kind, KindIfInfo, Text)  { Code, Kind, KindIfInfo },
 
 STATIC CONST struct {
@@ -256,6 +259,10 @@ SvmStateSet (
   if ((Mask & HV_STATE_EVENTS) != 0) {
     Vmcb (Vcpu)->Control.InterruptShadow = State->InterruptShadow ? BIT0 : 0;
   }
+
+  if ((Mask & STATE_WITH_RULES) != 0) {
+    SvmRemember (Vcpu);
+  }
 }
 
 STATIC
@@ -329,6 +336,17 @@ SvmEnter (
   Save->Rip    = Vcpu->Regs.Rip;
   Save->Rflags = Vcpu->Regs.Rflags;
 
+ #ifndef MDEPKG_NDEBUG
+  if ((Vcpu->Cpu->Entered != HV_ENTERED_RAN) && SvmRefuses (Vcpu)) {
+    Exit->Kind  = HvExitEntryFailed;
+    Exit->Code  = HV_SVM_EXIT_INVALID;
+    Exit->Info1 = 0;
+    Exit->Info2 = 0;
+    return RETURN_COMPROMISED_DATA;
+  }
+
+ #endif
+
   HvSvmSwitch (Vcpu);
 
   Exit->Code  = Control->ExitCode;
@@ -337,6 +355,7 @@ SvmEnter (
   if ((UINT32)Exit->Code == (UINT32)HV_SVM_EXIT_INVALID) {
     // 64 bits of ones by the manual, 32 in QEMU. The save area may have been overwritten: the registers stay as they were.
     Exit->Kind = HvExitEntryFailed;
+    SvmExplain (Vcpu);
     return RETURN_ABORTED;
   }
 
@@ -409,6 +428,8 @@ SvmInject (
 
       break;
   }
+
+  SvmRemember (Vcpu);
 }
 
 STATIC

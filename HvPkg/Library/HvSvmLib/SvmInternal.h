@@ -14,6 +14,7 @@
 #include <Library/DebugLib.h>
 #include <Library/HvCoreLib.h>
 #include <Library/HvHostLib.h>
+#include <Library/HvSvmCheckLib.h>
 #include <Generated/HvCpuid.h>
 #include <Generated/HvMsr.h>
 #include <Generated/HvSvmExit.h>
@@ -24,7 +25,8 @@
 #define SVM_PAGE_HOST    1 // what VMLOAD brings back after an exit
 #define SVM_PAGE_HSAVE   2 // what #VMEXIT brings back (APM2 15.5.1)
 #define SVM_PAGE_NATIVE  3 // what VMLOAD gives back to a processor that leaves
-#define SVM_CPU_PAGES    4
+#define SVM_PAGE_INPUT   4 // the VMCB as the host last changed it: QEMU and Bochs overwrite one that they refuse
+#define SVM_CPU_PAGES    5
 
 #define SVM_MSRPM_PAGES  EFI_SIZE_TO_PAGES (HV_SVM_MSRPM_BYTES)
 
@@ -52,6 +54,45 @@ SvmProbe (
 VOID
 HvSvmSwitch (
   IN OUT HV_VCPU  *Vcpu
+  );
+
+/**
+  Keeps the state for the next entry, which the host has changed, for SvmExplain.
+
+  @param[in] Vcpu  The vCPU.
+
+  @par Context: Host
+**/
+VOID
+SvmRemember (
+  IN HV_VCPU  *Vcpu
+  );
+
+/**
+  The last step before a changed state is entered, in a DEBUG build: the test option corrupt, and the checks.
+
+  @param[in,out] Vcpu  The vCPU.
+
+  @retval TRUE   The state breaks a rule, which is in the log.
+  @retval FALSE  It may be entered.
+
+  @par Context: Host
+**/
+BOOLEAN
+SvmRefuses (
+  IN OUT HV_VCPU  *Vcpu
+  );
+
+/**
+  Logs which rules the state breaks that the processor has just refused.
+
+  @param[in] Vcpu  The vCPU.
+
+  @par Context: Host
+**/
+VOID
+SvmExplain (
+  IN HV_VCPU  *Vcpu
   );
 
 #endif // HV_SVM_INTERNAL_H_

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 
-from hvtools.gen import emit
+from hvtools.gen import checks, emit
 from hvtools.gen.emit import (
     aligned,
     c_defines,
@@ -26,6 +27,11 @@ from hvtools.gen.emit import (
 from hvtools.gen.spec import Files, Spec, defined_once, group_constants, py_groups, py_struct_codes
 from hvtools.gen.table import SCALARS, Constant, check_name, read_groups, read_structs, refuse_duplicates
 
+CHOICES_OF: dict[str, Callable[[Spec], list[str]]] = {
+    "log.levels": lambda spec: spec.levels,
+    "corruptions": checks.corruptions,
+}
+"""Choices of options that come from other tables."""
 FIELD_TYPES = {"u": "%u", "x": "%x", "s": "%s"}
 
 
@@ -183,16 +189,16 @@ def options(spec: Spec) -> Files:
         choices: list[str] = []
         if kind == "choice":
             source = item.text("choices_of", "")
-            if source and source != "log.levels":
-                item.fail(f"choices_of '{source}' is not log.levels")
-            choices = spec.levels if source else item.strings("choices")
+            if source and source not in CHOICES_OF:
+                item.fail(f"choices_of '{source}' is none of {', '.join(CHOICES_OF)}")
+            choices = CHOICES_OF[source](spec) if source else item.strings("choices")
             refuse_duplicates(item, choices, "choice")
             if default not in choices:
                 item.fail(f"default '{default}' is none of the choices")
             high = len(choices) - 1
             start = str(choices.index(default))
             values += [
-                [f"#define HV_OPTION_{name.upper()}_{choice.upper()}", str(index)]
+                [f"#define HV_OPTION_{name.upper()}_{choice.upper().replace('-', '_')}", str(index)]
                 for index, choice in enumerate(choices)
             ]
             allowed = "|".join(choices)

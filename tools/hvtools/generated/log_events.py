@@ -274,6 +274,17 @@ EVENTS: dict[str, Event] = {
         ),
         "the processor refused the VM entry",
     ),
+    "entry-rule": Event(
+        "error",
+        (
+            ("rule", "s"),
+            ("section", "s"),
+            ("field", "s"),
+            ("value", "x"),
+            ("expected", "s"),
+        ),
+        "a rule of the manual that the state for a VM entry breaks",
+    ),
     "guest-state": Event(
         "error",
         (
