@@ -30,6 +30,7 @@ class Guest:
         debug: #DB exceptions that it took.
         stack: interrupted contexts, as RIP and flags.
         idle: boundaries at which it could have taken an owed NMI and did not.
+        debugger: something in the guest single-steps.
     """
 
     core: Core
@@ -39,6 +40,7 @@ class Guest:
     debug: int = 0
     stack: list[tuple[int, int]] = field(default_factory=list)
     idle: int = 0
+    debugger: bool = False
 
     def __post_init__(self) -> None:
         fake = self.core.reset(2)
@@ -66,6 +68,7 @@ class Guest:
             assert self.owed, "an NMI that is not the guest's, or the same one twice"
             assert not self.blocked, "an NMI inside the NMI handler"
             assert not self.state.InterruptShadow, "an NMI in an interrupt shadow"
+            assert self.debugger or not self.regs.Rflags & TF, "the host's single step in the handler's frame"
             self.take(NMI_HANDLER)
             self.blocked, self.owed, self.idle = True, False, 0
             self.delivered += 1
@@ -216,6 +219,18 @@ def test_one_in_a_shadow_waits_for_one_instruction(core: Core) -> None:
     assert guest.delivered == 1
 
 
+def test_a_step_that_is_no_longer_needed_leaves_no_trace(core: Core) -> None:
+    """The shadow ends by an instruction that the core carries out; the next exit finds the NMI deliverable."""
+    guest = Guest(core)
+    guest.step(shadow=True)
+    guest.nmi()
+    assert guest.regs.Rflags & TF
+    guest.cpuid()
+    guest.nmi()
+    assert (guest.delivered, guest.stack) == (1, [(0x1006, 2)])
+    assert not (guest.fake.DebugIntercept or guest.vcpu.NmiStepping)
+
+
 def test_one_waits_for_another_event(core: Core) -> None:
     """An exception that an exit cut off is queued again; the NMI comes after it."""
     guest = Guest(core)
@@ -231,6 +246,7 @@ def test_one_waits_for_another_event(core: Core) -> None:
 def test_a_debugger_in_the_guest_keeps_its_single_step(core: Core) -> None:
     """A context that is being single-stepped is interrupted by two NMIs, and goes on being single-stepped."""
     guest = Guest(core)
+    guest.debugger = True
     guest.regs.Rflags |= TF
     guest.nmi()
     guest.nmi()
