@@ -138,45 +138,6 @@ FindRam (
 }
 
 STATIC
-VOID
-ReadMtrrs (
-  OUT HV_MTRRS  *Mtrrs
-  )
-{
-  STATIC CONST UINT32  Fixed[HV_MTRR_FIXED_COUNT] = {
-    HV_MSR_MTRR_FIX64K_00000, HV_MSR_MTRR_FIX16K_80000, HV_MSR_MTRR_FIX16K_A0000, HV_MSR_MTRR_FIX4K_C0000,
-    HV_MSR_MTRR_FIX4K_C8000,  HV_MSR_MTRR_FIX4K_D0000,  HV_MSR_MTRR_FIX4K_D8000,  HV_MSR_MTRR_FIX4K_E0000,
-    HV_MSR_MTRR_FIX4K_E8000,  HV_MSR_MTRR_FIX4K_F0000,  HV_MSR_MTRR_FIX4K_F8000
-  };
-  UINT32               Edx;
-  UINT64               Capabilities;
-  UINT32               Index;
-
-  ZeroMem (Mtrrs, sizeof (*Mtrrs));
-  AsmCpuid (HV_CPUID_1, NULL, NULL, NULL, &Edx);
-  if ((Edx & HV_CPUID_1_EDX_MTRR) == 0) {
-    return;
-  }
-
-  Capabilities         = AsmReadMsr64 (HV_MSR_MTRR_CAP);
-  Mtrrs->DefType       = AsmReadMsr64 (HV_MSR_MTRR_DEF_TYPE);
-  Mtrrs->VariableCount = MIN ((UINT32)(Capabilities & HV_MTRR_CAP_VCNT_MASK), HV_MTRR_VARIABLE_MAX);
-  for (Index = 0; Index < Mtrrs->VariableCount; Index++) {
-    Mtrrs->Base[Index] = AsmReadMsr64 (HV_MSR_MTRR_PHYSBASE0 + 2 * Index);
-    Mtrrs->Mask[Index] = AsmReadMsr64 (HV_MSR_MTRR_PHYSMASK0 + 2 * Index);
-  }
-
-  if ((Capabilities & HV_MTRR_CAP_FIX) == 0) {
-    Mtrrs->DefType &= ~(UINT64)HV_MTRR_DEF_TYPE_FE;
-    return;
-  }
-
-  for (Index = 0; Index < HV_MTRR_FIXED_COUNT; Index++) {
-    Mtrrs->Fixed[Index] = AsmReadMsr64 (Fixed[Index]);
-  }
-}
-
-STATIC
 UINT8
 PhysicalAddressBits (
   VOID
@@ -522,7 +483,7 @@ HvMemoryBuild (
   Host->Root.Shared    = Take (&Cursor, Probe->SharedPages);
   Host->OnesPage       = (UINTN)Take (&Cursor, 1);
   SetMem ((VOID *)(UINTN)Host->OnesPage, EFI_PAGE_SIZE, 0xFF);
-  ReadMtrrs (&Host->Mtrrs);
+  HvCoreReadMtrrs (&Host->Mtrrs);
 
   Host->Status->Signature     = HV_STATUS_SIGNATURE;
   Host->Status->Version       = HV_STATUS_VERSION;

@@ -65,6 +65,7 @@ typedef enum {
   HvLogEventHostException,     ///< an exception in the hypervisor
   HvLogEventHostPark,          ///< this processor stops
   HvLogEventPagePoolEmpty,     ///< no page is left for nested tables
+  HvLogEventMemoryTypes,       ///< the MTRRs changed, and the nested tables with them
   HvLogEventMapFailed,         ///< an address could not be mapped
   HvLogEventCount,             ///< number of events
 } HV_LOG_EVENT;
@@ -107,6 +108,7 @@ typedef enum {
   X (HostException,    HvLogError, "host-exception",     "vector=%u error=%x rip=%x rsp=%x cr2=%x")                                 \
   X (HostPark,         HvLogError, "host-park",          "reason=%s")                                                               \
   X (PagePoolEmpty,    HvLogError, "page-pool-empty",    "used=%u")                                                                 \
+  X (MemoryTypes,      HvLogInfo,  "memory-types",       "def-type=%x tables=%u")                                                   \
   X (MapFailed,        HvLogError, "map-failed",         "gpa=%x reason=%s")
 
 /// X (event, name): events that go to the ring only, never to a slow device.

@@ -287,7 +287,7 @@ struct _HV_HOST {
   volatile UINT8          BootDone;
   HV_PAGE_POOL            Pool;
   HV_PAGING               HostPaging;
-  HV_MTRRS                Mtrrs;
+  HV_MTRRS                Mtrrs;           ///< changes under Root.Lock
   HV_VM                   Root;
   HV_RANGE                Ram[HV_RAM_RANGES_MAX];
   HV_CPU                  *Cpu;            ///< CpuCount entries, CpuStride bytes apart: see HvHostCpu

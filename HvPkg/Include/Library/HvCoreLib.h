@@ -240,6 +240,18 @@ HvCoreInitState (
   );
 
 /**
+  Reads this processor's MTRRs.
+
+  @param[out] Mtrrs  All of them; zero, which is uncached, where there are none.
+
+  @par Context: Any
+**/
+VOID
+HvCoreReadMtrrs (
+  OUT HV_MTRRS  *Mtrrs
+  );
+
+/**
   Maps a range of a VM's physical addresses to itself, with the largest leaves that the memory types allow. The caller
   holds the VM's lock.
 

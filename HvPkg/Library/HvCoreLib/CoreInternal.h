@@ -342,6 +342,59 @@ HvCoreRetire (
   );
 
 /**
+  Waits for a lock and takes it.
+
+  @param[in] Word  The lock.
+
+  @par Context: Any
+**/
+VOID
+HvCoreLock (
+  IN volatile UINT32  *Word
+  );
+
+/**
+  Gives a lock back.
+
+  @param[in] Word  The lock.
+
+  @par Context: Any
+**/
+VOID
+HvCoreUnlock (
+  IN volatile UINT32  *Word
+  );
+
+/**
+  Makes every processor forget its nested translations: this one now, the others as soon as they take their mail.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+
+  @par Context: Host
+**/
+VOID
+HvCoreFlushAll (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu
+  );
+
+/**
+  The guest has written one of this processor's MTRRs: where they are in force and not what they were, the nested tables
+  follow.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+
+  @par Context: Host
+**/
+VOID
+HvCoreMtrrsWritten (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu
+  );
+
+/**
   What stands where in the root's physical address space.
 
   @par Context: Any

@@ -94,9 +94,16 @@ HvOnCpuid (
 {
   HV_VCPU_STATE  State;
   UINT32         Registers[4];
+  UINT32         Leaf;
 
-  Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL, &State);
-  HvCoreCpuid (Cpu, State.Cr4, (UINT32)Vcpu->Regs.Rax, (UINT32)Vcpu->Regs.Rcx, Registers);
+  // Only these leaves mirror CR4, and reading it costs more than the rest of most answers.
+  Leaf      = (UINT32)Vcpu->Regs.Rax;
+  State.Cr4 = 0;
+  if ((Leaf == HV_CPUID_1) || (Leaf == HV_CPUID_7)) {
+    Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL, &State);
+  }
+
+  HvCoreCpuid (Cpu, State.Cr4, Leaf, (UINT32)Vcpu->Regs.Rcx, Registers);
   Vcpu->Regs.Rax = Registers[0];
   Vcpu->Regs.Rbx = Registers[1];
   Vcpu->Regs.Rcx = Registers[2];

@@ -57,9 +57,8 @@ HvCoreMapIdentity (
   return RETURN_SUCCESS;
 }
 
-STATIC
 VOID
-Lock (
+HvCoreLock (
   IN volatile UINT32  *Word
   )
 {
@@ -68,9 +67,8 @@ Lock (
   }
 }
 
-STATIC
 VOID
-Unlock (
+HvCoreUnlock (
   IN volatile UINT32  *Word
   )
 {
@@ -109,7 +107,7 @@ HvOnNestedFault (
 
   // Only what was absent becomes present, which no processor can have cached: nothing has to be flushed.
   Status = RETURN_SUCCESS;
-  Lock (&Vm->Lock);
+  HvCoreLock (&Vm->Lock);
   HvPagingQuery (&Vm->Nested, Exit->Gpa, &Leaf);
   if (!Leaf.Present) {
     Base   = Exit->Gpa & ~(UINT64)(SIZE_ON_DEMAND - 1);
@@ -121,7 +119,7 @@ HvOnNestedFault (
     }
   }
 
-  Unlock (&Vm->Lock);
+  HvCoreUnlock (&Vm->Lock);
   if (RETURN_ERROR (Status)) {
     if (Status == RETURN_OUT_OF_RESOURCES) {
       HV_LOG (Cpu->Index, PagePoolEmpty, Host->Pool.Used);

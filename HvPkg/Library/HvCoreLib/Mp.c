@@ -19,6 +19,24 @@ Kick (
   }
 }
 
+VOID
+HvCoreFlushAll (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  HV_CPU  *Target;
+  UINT32  Index;
+
+  Cpu->Host->Ops->Flush (Vcpu);
+  for (Index = 0; Index < Cpu->Host->CpuCount; Index++) {
+    Target = HvHostCpu (Cpu->Host, Index);
+    if ((Target != Cpu) && (Target->State != HvMpNative) && HvMailboxPost (&Target->Mailbox, HV_MAIL_FLUSH)) {
+      Kick (Cpu, Target);
+    }
+  }
+}
+
 BOOLEAN
 HvCoreInterruptCommand (
   IN OUT HV_CPU  *Cpu,

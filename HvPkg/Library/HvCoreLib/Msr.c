@@ -78,6 +78,16 @@ HvOnRdmsr (
   HvCoreRetire (Cpu, Vcpu, Exit, 0);
 }
 
+STATIC
+BOOLEAN
+IsMtrr (
+  IN UINT32  Msr
+  )
+{
+  return (BOOLEAN)(((Msr >= HV_MSR_MTRR_PHYSBASE0) && (Msr <= HV_MSR_MTRR_FIX4K_F8000)) ||
+                   (Msr == HV_MSR_MTRR_DEF_TYPE));
+}
+
 ///
 /// EFER. The processor itself says which of the bits that do not matter to the host it takes.
 ///
@@ -171,6 +181,9 @@ HvOnWrmsr (
       return;
     default:
       Taken = (BOOLEAN)(!IsDenied (Msr) && HvHostWriteMsr (Msr, Value));
+      if (Taken && IsMtrr (Msr)) {
+        HvCoreMtrrsWritten (Cpu, Vcpu);
+      }
   }
 
   if (!Taken) {

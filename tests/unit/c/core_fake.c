@@ -663,6 +663,17 @@ CopyMem (
   return __builtin_memmove (Destination, Source, Length);
 }
 
+INTN
+EFIAPI
+CompareMem (
+  IN CONST VOID  *Destination,
+  IN CONST VOID  *Source,
+  IN UINTN       Length
+  )
+{
+  return __builtin_memcmp (Destination, Source, Length);
+}
+
 VOID *
 EFIAPI
 SetMem (

@@ -354,7 +354,7 @@ def msr(spec: Spec) -> Files:
                 name = pattern.replace("{n}", str(index))
                 check_name(item, name, "upper")
                 constants.append(Constant(f"{prefix}_{name}", first + index * step, text, section))
-                if root != "pass":
+                if root != "pass" or vmx != "pass":
                     flags = (*ROOT_MSR[root], *ROOT_MSR[vmx], root == "deny")
                     policy.append([f"{prefix}_{name}", *(str(flag).upper() for flag in flags), f'"{name}"'])
                 shown = root if vmx == root else f"{root}; VMX: {vmx}"

@@ -331,6 +331,14 @@ EVENTS: dict[str, Event] = {
         ),
         "no page is left for nested tables",
     ),
+    "memory-types": Event(
+        "info",
+        (
+            ("def-type", "x"),
+            ("tables", "u"),
+        ),
+        "the MTRRs changed, and the nested tables with them",
+    ),
     "map-failed": Event(
         "error",
         (
