@@ -49,7 +49,8 @@ def values(line: str) -> dict[str, str]:
 def test_numbers_come_from_the_spec() -> None:
     found = lines(cpus=7, memory_mib=6144)
     assert values(found["cpu"])["count"] == "7"
-    assert values(found["memory"]) == {"guest": "6144", "host": "6144"}
+    assert values(found["memory"]) == {"guest": "6144", "host": "2048"}
+    assert values(lines()["memory"]) == {"guest": "512", "host": "512"}
 
 
 def test_the_default_processors_have_virtualization_and_no_mwait() -> None:

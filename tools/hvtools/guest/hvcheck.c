@@ -387,6 +387,7 @@ static void init(void)
 		int code;
 
 		say("hvcheck: script-begin");
+		tcdrain(STDOUT_FILENO); /* the script may end the machine at once */
 		code = run_script();
 		say("hvcheck: script-end exit=%d", code);
 	}

@@ -34,6 +34,7 @@ VGA_BIOS = Path("/usr/share/vgabios/vgabios.bin")
 CONFIGURATION = "bochsrc"
 
 _IPS = 100_000_000  # instructions per virtual second
+_HOST_MIB = 2048  # the most that Bochs keeps in memory; the rest is in an unlinked file
 _TIME = 1_700_000_000  # the clock at power-on: always the same, so that runs are the same
 _START_SECONDS = 30.0  # from the start of the process to its console; it takes 0.1 s on an idle host
 _END_SECONDS = 10.0  # from the end of the console to the end of the process
@@ -147,7 +148,7 @@ def configuration(spec: MachineSpec, default_cpu: str, image: Path, port: int) -
         for line in (
             "display_library: nogui",
             f"cpu: {', '.join(cpu)}",
-            f"memory: guest={spec.memory_mib}, host={spec.memory_mib}",
+            f"memory: guest={spec.memory_mib}, host={min(spec.memory_mib, _HOST_MIB)}",
             f"romimage: file={_quoted(image)}",
             f"vgaromimage: file={_quoted(VGA_BIOS)}",
             "pci: enabled=1, chipset=i440fx",
