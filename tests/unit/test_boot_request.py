@@ -152,4 +152,4 @@ def test_the_verb_checks_before_it_does_anything(arguments: list[str], said: str
 def test_the_help_lists_every_option_of_the_hypervisor() -> None:
     text = CliRunner().invoke(command, ["--help"]).output
     for name, option in OPTIONS.items():
-        assert f"{name}={options.describe(option)}" in text
+        assert f"{name}={option.shown}" in text

@@ -9,14 +9,6 @@ from hvtools.errors import UsageError
 from hvtools.generated.options import MAX_BYTES, OPTIONS, Option
 
 
-def describe(option: Option) -> str:
-    """Give the values that an option takes."""
-    if option.kind == "choice":
-        return "|".join(option.choices)
-    numbers = f"{option.minimum} to {option.maximum}"
-    return f"none or {numbers}" if option.none else numbers
-
-
 def _allowed(option: Option, value: str) -> bool:
     if option.kind == "choice":
         return value in option.choices
@@ -40,7 +32,7 @@ def check(settings: Mapping[str, str], target: str = "DEBUG") -> None:
         if option is None:
             raise UsageError(f"--set {name}: no such option; there is {', '.join(OPTIONS)}")
         if not _allowed(option, value):
-            raise UsageError(f"--set {name}={value}: must be {describe(option)}")
+            raise UsageError(f"--set {name}={value}: must be {option.shown}")
         if option.debug_only and target != "DEBUG":
             raise UsageError(f"--set {name}: only DEBUG builds have this option")
     if len(" ".join(f"{name}={value}" for name, value in settings.items())) > MAX_BYTES:

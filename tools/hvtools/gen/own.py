@@ -201,7 +201,7 @@ def options(spec: Spec) -> Files:
                 [f"#define HV_OPTION_{name.upper()}_{choice.upper().replace('-', '_')}", str(index)]
                 for index, choice in enumerate(choices)
             ]
-            allowed = "|".join(choices)
+            allowed = item.text("shown", "|".join(choices))
         elif kind == "number":
             low, high = item.number("min"), item.number("max")
             if not 0 <= low <= high < 1 << 63:
@@ -212,7 +212,7 @@ def options(spec: Spec) -> Files:
                 start = default
             else:
                 item.fail(f"default '{default}' is out of range")
-            allowed = f"{low}..{high}" + ("|none" if none else "")
+            allowed = ("none or " if none else "") + f"{low} to {high}"
         else:
             item.fail(f"type '{kind}' is neither choice nor number")
         item.done()
@@ -231,16 +231,19 @@ def options(spec: Spec) -> Files:
             ]
         )
         python += [f"    {py_string(name)}: Option(", f"        kind={py_string(kind)},"]
-        python.append(
-            "        choices=(" + ", ".join(map(py_string, choices)) + ("," if len(choices) == 1 else "") + "),"
-        )
+        python += ["        choices=(", *(f"            {py_string(choice)}," for choice in choices), "        ),"]
         python += [
             f"        minimum={low},",
             f"        maximum={high},",
             f"        none={none},",
             f"        default={py_string(default)},",
         ]
-        python += [f"        debug_only={debug_only},", f"        text={py_string(text)},", "    ),"]
+        python += [
+            f"        shown={py_string(allowed)},",
+            f"        debug_only={debug_only},",
+            f"        text={py_string(text)},",
+            "    ),",
+        ]
         rows.append([name, allowed, default, "DEBUG" if debug_only else "all", text])
     table.done()
     refuse_duplicates(table, [entry[1] for entry in entries], "option")
@@ -278,13 +281,13 @@ def options(spec: Spec) -> Files:
         "",
         "",
         "class Option(NamedTuple):",
-        '    """An option: a choice, or a number from minimum to maximum, or none where that is allowed."""',
+        '    """An option: a choice, or a number from minimum to maximum, or none where allowed; shown: the values."""',
         "",
         *(
             f"    {line}"
             for line in ("kind: str", "choices: tuple[str, ...]", "minimum: int", "maximum: int", "none: bool")
         ),
-        *(f"    {line}" for line in ("default: str", "debug_only: bool", "text: str")),
+        *(f"    {line}" for line in ("default: str", "shown: str", "debug_only: bool", "text: str")),
         "",
         "",
         "OPTIONS: dict[str, Option] = {",

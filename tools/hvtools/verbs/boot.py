@@ -7,7 +7,6 @@ import click
 
 from hvtools import build, report
 from hvtools.boot import progress, runner
-from hvtools.boot.options import describe
 from hvtools.boot.request import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, BootRequest, parse_added, parse_settings
 from hvtools.errors import HvError
 from hvtools.generated.options import OPTIONS
@@ -15,7 +14,7 @@ from hvtools.machines.registry import DEFAULT_PLATFORM, PLATFORMS
 
 _FILE = click.Path(path_type=Path)
 _OPTIONS_TEXT = "\n".join(
-    f"  {name}={describe(option)} (default {option.default}): {option.text}{'; DEBUG builds' * option.debug_only}"
+    f"  {name}={option.shown} (default {option.default}): {option.text}{'; DEBUG builds' * option.debug_only}"
     for name, option in OPTIONS.items()
 )
 
