@@ -2,6 +2,7 @@
 """The code of a built image: the bytes of the .efi, the symbols of its .debug, and what calls what."""
 
 import bisect
+import re
 import struct
 from collections import deque
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, OpKind
 from hvtools.errors import HvError
 
 _R_X86_64_64 = 1
+# What link-time optimization appends to a static object that several of its partitions use.
+_PARTITIONED = re.compile(r"\.lto_priv\.\d+$")
 _LITERAL = ".L"  # GCC's name for a constant; NASM's local labels have their function before the dot
 
 
@@ -134,7 +137,8 @@ class Image:
                 place = self._section(entry["st_value"])
                 if isinstance(entry["st_shndx"], int) and place is not None and entry.name:
                     kind = entry["st_info"]["type"]
-                    symbols.append(Symbol(entry.name, entry["st_value"], entry["st_size"], kind, place.executable))
+                    name = _PARTITIONED.sub("", entry.name)
+                    symbols.append(Symbol(name, entry["st_value"], entry["st_size"], kind, place.executable))
             for relocations in elf.iter_sections():
                 if isinstance(relocations, RelocationSection) and relocations.name in (".rela.text", ".rela.data"):
                     for relocation in relocations.iter_relocations():

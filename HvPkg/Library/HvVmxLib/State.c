@@ -33,6 +33,16 @@ typedef struct {
 } INVALIDATE_DESCRIPTOR;
 
 VOID
+VmxChanged (
+  IN HV_VCPU  *Vcpu
+  )
+{
+  if (Vcpu->Cpu->Entered != HV_ENTERED_NEVER) {
+    Vcpu->Cpu->Entered = HV_ENTERED_CHANGED;
+  }
+}
+
+VOID
 VmxFlushLinear (
   IN HV_VCPU  *Vcpu
   )
@@ -287,6 +297,8 @@ VmxStateSet (
       VmxWrite (HV_VMCS_GUEST_PDPTE0 + 2 * (UINT32)Index, State->Pdpte[Index]);
     }
   }
+
+  VmxChanged (Vcpu);
 }
 
 ///

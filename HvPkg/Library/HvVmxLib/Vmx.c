@@ -192,7 +192,7 @@ VmxCpuOn (
   }
 
   Revision                                    = (UINT32)(AsmReadMsr64 (HV_MSR_VMX_BASIC) & HV_VMX_BASIC_REVISION_MASK);
-  *(UINT32 *)VmxCpuPage (Cpu, VMX_PAGE_VMXON) = Revision;
+  *(UINT32 *)VmxCpuPage (Cpu, VMX_PAGE_VMXON) = Revision ^ (Cpu->SpoilRootMode ? 1 : 0); // a test: VMXON refuses it
   *(UINT32 *)VmxCpuPage (Cpu, VMX_PAGE_VMCS)  = Revision;
 
   AsmWriteCr0 (Cr0 | (UINTN)Cpu->Host->RootCr0);
@@ -459,11 +459,20 @@ VmxEnter (
   VmxWrite (HV_VMCS_GUEST_RIP, Vcpu->Regs.Rip);
   VmxWrite (HV_VMCS_GUEST_RFLAGS, Vcpu->Regs.Rflags);
 
-  Result             = HvVmxSwitch (Vcpu);
   Exit->Info1        = 0;
   Exit->Info2        = 0;
   Exit->NextRip      = 0;
   Exit->FetchedCount = 0;
+ #ifndef MDEPKG_NDEBUG
+  if ((Vcpu->Cpu->Entered != HV_ENTERED_RAN) && VmxRefuses (Vcpu)) {
+    Exit->Kind = HvExitEntryFailed;
+    Exit->Code = 0;
+    return RETURN_COMPROMISED_DATA;
+  }
+
+ #endif
+
+  Result = HvVmxSwitch (Vcpu);
   if (Result != VMX_SWITCH_EXIT) {
     if (Result == VMX_SWITCH_NMI) {
       // The host has taken and counted it already; what is queued for the guest stays queued.
@@ -475,6 +484,7 @@ VmxEnter (
     // The VM-instruction error, 0 without a current VMCS. Bit 31 tells it from an exit reason.
     Exit->Kind = HvExitEntryFailed;
     Exit->Code = (Result == VMX_SWITCH_FAIL_VALID) ? VmxRead (HV_VMCS_INSTRUCTION_ERROR) : 0;
+    VmxExplain (Vcpu);
     return RETURN_ABORTED;
   }
 
@@ -483,6 +493,7 @@ VmxEnter (
   Exit->Info1 = VmxRead (HV_VMCS_EXIT_QUALIFICATION);
   if ((Reason & HV_VMX_REASON_ENTRY_FAILURE) != 0) {
     Exit->Kind = HvExitEntryFailed;
+    VmxExplain (Vcpu);
     return RETURN_ABORTED;
   }
 
@@ -545,6 +556,7 @@ VmxInject (
   }
 
   VmxWrite (HV_VMCS_ENTRY_INTERRUPTION_INFO, Info);
+  VmxChanged (Vcpu);
 }
 
 STATIC

@@ -271,6 +271,18 @@ VmxStateSet (
   );
 
 /**
+  The host has changed the state for the next entry.
+
+  @param[in] Vcpu  The vCPU.
+
+  @par Context: Host
+**/
+VOID
+VmxChanged (
+  IN HV_VCPU  *Vcpu
+  );
+
+/**
   Forgets this processor's translations of a vCPU's linear addresses.
 
   @param[in] Vcpu  The vCPU.
@@ -292,6 +304,33 @@ VmxFlushLinear (
 VOID
 VmxFlushNested (
   IN HV_VCPU  *Vcpu
+  );
+
+/**
+  The last step before a changed state is entered, in a DEBUG build: the test option corrupt, and the checks.
+
+  @param[in] Vcpu  The vCPU; its VMCS is current.
+
+  @retval TRUE   The state breaks a rule, which is in the log.
+  @retval FALSE  It may be entered.
+
+  @par Context: Host
+**/
+BOOLEAN
+VmxRefuses (
+  IN HV_VCPU  *Vcpu
+  );
+
+/**
+  Logs which rules the state breaks that the processor has just refused.
+
+  @param[in] Vcpu  The vCPU; its VMCS is current.
+
+  @par Context: Host
+**/
+VOID
+VmxExplain (
+  IN CONST HV_VCPU  *Vcpu
   );
 
 /**
