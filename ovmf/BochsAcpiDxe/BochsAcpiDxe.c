@@ -7,10 +7,12 @@
 #include "Tables.h"
 
 #include <Guid/Acpi.h>
+#include <Library/IoLib.h>
 #include <Library/MemoryAllocationLib.h>
 #include <Library/UefiBootServicesTableLib.h>
 #include <Library/UefiLib.h>
 #include <Protocol/AcpiTable.h>
+#include <Protocol/ResetNotification.h>
 
 #define TABLE_COUNT  4
 
@@ -44,8 +46,24 @@ InstallAll (
   return EFI_SUCCESS;
 }
 
+// The firmware's own reset is the one that does not come back.
+STATIC
+VOID
+EFIAPI
+OnReset (
+  IN EFI_RESET_TYPE  Type,
+  IN EFI_STATUS      Status,
+  IN UINTN           Size,
+  IN VOID            *Data OPTIONAL
+  )
+{
+  if (Type != EfiResetShutdown) {
+    IoWrite8 (BOCHS_RESET_PORT, BOCHS_RESET_VALUE);
+  }
+}
+
 /**
-  Installs the tables where there are none.
+  Installs the tables where there are none, and a reset that works.
 
   @param[in] ImageHandle  This driver.
   @param[in] SystemTable  The EFI system table.
@@ -64,12 +82,13 @@ BochsAcpiEntry (
   IN EFI_SYSTEM_TABLE  *SystemTable
   )
 {
-  EFI_STATUS                   Status;
-  EFI_ACPI_TABLE_PROTOCOL      *Acpi;
-  EFI_MP_SERVICES_PROTOCOL     *Mp;
-  EFI_ACPI_DESCRIPTION_HEADER  *Tables[TABLE_COUNT];
-  UINTN                        Index;
-  VOID                         *Rsdp;
+  EFI_STATUS                       Status;
+  EFI_ACPI_TABLE_PROTOCOL          *Acpi;
+  EFI_MP_SERVICES_PROTOCOL         *Mp;
+  EFI_RESET_NOTIFICATION_PROTOCOL  *Reset;
+  EFI_ACPI_DESCRIPTION_HEADER      *Tables[TABLE_COUNT];
+  UINTN                            Index;
+  VOID                             *Rsdp;
 
   if (!EFI_ERROR (EfiGetSystemConfigurationTable (&gEfiAcpi20TableGuid, &Rsdp)) ||
       !EFI_ERROR (EfiGetSystemConfigurationTable (&gEfiAcpi10TableGuid, &Rsdp)))
@@ -91,6 +110,15 @@ BochsAcpiEntry (
     return Status;
   }
 
+  Status = gBS->LocateProtocol (&gEfiResetNotificationProtocolGuid, NULL, (VOID **)&Reset);
+  if (!EFI_ERROR (Status)) {
+    Status = Reset->RegisterResetNotify (Reset, OnReset);
+  }
+
+  if (EFI_ERROR (Status)) {
+    return Status;
+  }
+
   Tables[0] = BochsMakeFacs ();
   Tables[1] = BochsMakeDsdt ();
   Tables[2] = BochsMakeFadt ();
@@ -100,6 +128,10 @@ BochsAcpiEntry (
     if (Tables[Index] != NULL) {
       FreePool (Tables[Index]);
     }
+  }
+
+  if (EFI_ERROR (Status)) {
+    Reset->UnregisterResetNotify (Reset, OnReset);
   }
 
   return Status;

@@ -33,9 +33,6 @@
 #define ACPI_ENABLE   0xF1
 #define ACPI_DISABLE  0xF0
 
-#define RESET_PORT   0xCF9
-#define RESET_VALUE  (BIT1 | BIT2)
-
 #define CMOS_INDEX         0x70
 #define CMOS_DATA          0x71
 #define CMOS_ABOVE_16M     0x34 // RAM between 16 MiB and 4 GiB in units of 64 KiB, two bytes
@@ -178,10 +175,10 @@ BochsMakeFadt (
   Fadt->PLvl3Lat     = MAX_UINT16; // more than 1000: no C3
   Fadt->Century      = CMOS_CENTURY;
   Fadt->IaPcBootArch = EFI_ACPI_2_0_LEGACY_DEVICES | EFI_ACPI_2_0_8042;
-  Fadt->ResetValue   = RESET_VALUE;
+  Fadt->ResetValue   = BOCHS_RESET_VALUE;
   Fadt->Flags        = EFI_ACPI_2_0_WBINVD | EFI_ACPI_2_0_PROC_C1 | EFI_ACPI_2_0_PWR_BUTTON |
                        EFI_ACPI_2_0_SLP_BUTTON | EFI_ACPI_2_0_FIX_RTC | EFI_ACPI_2_0_RESET_REG_SUP;
-  SetPort (&Fadt->ResetReg, RESET_PORT, 8);
+  SetPort (&Fadt->ResetReg, BOCHS_RESET_PORT, 8);
   SetPort (&Fadt->XPm1aEvtBlk, Base + PM_EVENT, 32);
   SetPort (&Fadt->XPm1aCntBlk, Base + PM_CONTROL, 16);
   SetPort (&Fadt->XPmTmrBlk, Base + PM_TIMER, 32);

@@ -11,6 +11,13 @@
 #include <IndustryStandard/Acpi.h>
 #include <Protocol/MpService.h>
 
+//
+// The reset of the processors alone. That of the devices as well (BIT1) leaves Bochs' power management enabled without
+// its base address, and OVMF then waits for ever for the timer behind it.
+//
+#define BOCHS_RESET_PORT   0xCF9
+#define BOCHS_RESET_VALUE  BIT2
+
 /**
   Tells whether this is the machine that the tables describe.
 
