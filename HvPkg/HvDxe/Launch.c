@@ -6,7 +6,7 @@
 
 #include "HvDxe.h"
 
-#define LAUNCH_TIMEOUT_US  30000000 // for all application processors together
+#define LAUNCH_TIMEOUT_US  10000000 // for all application processors together
 
 ///
 /// What became of a processor. It is in boot life's memory: a processor that is a guest cannot see the host's.
@@ -26,6 +26,7 @@ STATIC VOID                      *mEntry;
 STATIC HV_CPU                    *mCpus;
 STATIC UINT64                    mCpuStride;
 STATIC UINT32                    mCpuCount;
+STATIC UINTN                     mSilent; // test option fail_at=answer: this one never comes back
 
 STATIC
 VOID
@@ -40,6 +41,10 @@ LaunchHere (
 
   if (EFI_ERROR (mMp->WhoAmI (mMp, &Index))) {
     return;
+  }
+
+  if (Index == mSilent) {
+    CpuDeadLoop ();
   }
 
   Result         = &mResults[Index];
@@ -174,6 +179,13 @@ HvLaunchAll (
     return EFI_OUT_OF_RESOURCES;
   }
 
+  mSilent = MAX_UINTN;
+  if (Host->FailAt == HV_OPTION_FAIL_AT_ANSWER) {
+    // The boot processor cannot wait for itself.
+    Mp->WhoAmI (Mp, &mSilent);
+    mSilent = (mSilent == Host->FailCpu) ? MAX_UINTN : Host->FailCpu;
+  }
+
   // The boot processor first: from then on what it sends to the others goes through their mailboxes as soon as they
   // are guests. The status page, which guests may read, is all of the host that this function looks at from here on.
   Start = AsmReadTsc ();
@@ -196,7 +208,11 @@ HvLaunchAll (
         continue; // the boot processor failed, so nobody else was asked
       }
 
-      AsciiStrCpyS (Result->Reason, sizeof (Result->Reason), "the firmware did not start the launch on it");
+      AsciiStrCpyS (
+        Result->Reason,
+        sizeof (Result->Reason),
+        (Status == EFI_TIMEOUT) ? "no answer to MP services in time" : "the firmware did not start the launch on it"
+        );
       Result->Detail = Status;
     }
 

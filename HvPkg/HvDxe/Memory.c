@@ -449,8 +449,10 @@ HvMemoryBuild (
   mPages  = SharedPages + EFI_SIZE_TO_PAGES (sizeof (HV_HOST)) + EFI_SIZE_TO_PAGES (Image->Bytes) + Probe->SharedPages + 1 +
             Cpus * CpuPages (Probe) + Pool;
   mPages += mPages / 512 * 2; // tables for the 4 KiB mappings of the block itself, nested and host
-  Status  = AllocateBlock (mPages, &mBase);
+  Status  = (Options->Value[HvOptionFailAt] == HV_OPTION_FAIL_AT_MEMORY) ? EFI_OUT_OF_RESOURCES
+                                                                         : AllocateBlock (mPages, &mBase);
   if (EFI_ERROR (Status)) {
+    mPages = 0;
     FreePool (Scratch);
     return Status;
   }
@@ -477,6 +479,7 @@ HvMemoryBuild (
   Host->HiddenCount    = Probe->HiddenCount;
   CopyMem (Host->Hidden, Probe->Hidden, sizeof (Host->Hidden));
   Host->FailCpu        = (UINT32)MIN (Options->Value[HvOptionFailCpu], MAX_UINT32);
+  Host->FailAt         = (UINT32)Options->Value[HvOptionFailAt];
   Host->Corrupt        = (UINT32)Options->Value[HvOptionCorrupt];
   Host->CorruptCpu     = (UINT32)Options->Value[HvOptionCorruptCpu];
   Host->EntryCheck     = (BOOLEAN)(Options->Value[HvOptionEntryCheck] == HV_OPTION_ENTRY_CHECK_ON);

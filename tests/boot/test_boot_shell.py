@@ -79,6 +79,27 @@ def test_if_one_processor_fails_none_is_virtualised(boot: Boot, victim: int) -> 
     assert result.checks.online == 4 and result.virtualised == [] and result.checks.done
 
 
+@pytest.mark.needs("smp")
+@pytest.mark.parametrize(
+    ("settings", "index", "reason"),
+    [
+        ({"fail_at": "memory"}, "0", "not enough memory"),
+        ({"fail_at": "root-mode", "fail_cpu": "1"}, "1", r"VMXON failed|root mode, by option fail_at"),
+        pytest.param(
+            {"fail_at": "answer", "fail_cpu": "1"}, "1", "no answer to MP services in time", marks=pytest.mark.slow
+        ),
+    ],
+    ids=["memory", "root-mode", "answer"],
+)
+def test_what_fails_is_named_and_every_processor_is_native(
+    boot: Boot, settings: dict[str, str], index: str, reason: str
+) -> None:
+    result = boot(settings=settings, cpus=2)
+    (failed,) = [line for line in result.log if line.event == "launch-failed"]
+    assert failed.fields["index"] == index and re.fullmatch(reason, failed.fields["reason"]), result.report()
+    assert result.checks.online == 2 and result.virtualised == [] and result.checks.done, result.report()
+
+
 def checks_of(shell: EfiShell, program: str) -> CheckReport:
     return parse_checks(shell.must(program))
 
@@ -103,6 +124,7 @@ def test_unloading_takes_every_processor_back(session: Session) -> None:
     assert [check.virtualised for check in after.cpus["end"]] == [False] * 4
 
 
+@pytest.mark.needs("variables")
 def test_a_driver_option_loads_the_hypervisor_before_anything_boots(session: Session) -> None:
     added = {PurePosixPath(name): image(name) for name in ("HvDxe.efi", "HvStatus.efi")}
     with session(hypervisor=False, restart=True, added=added) as strategy:

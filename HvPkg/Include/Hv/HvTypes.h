@@ -208,6 +208,7 @@ struct _HV_CPU {
   HV_APIC_ID         Apic;           ///< id; LDR and DFR: this processor, as its guest writes them
   BOOLEAN            X2Apic;         ///< this processor
   BOOLEAN            Bsp;
+  BOOLEAN            SpoilRootMode;  ///< test option fail_at: CpuOn has to fail
   UINT8              Entered;        ///< HV_ENTERED_*; what is known of the state for the next entry
   volatile UINT32    State;          ///< HV_MP_STATE: this processor
   volatile UINT32    KickPending;    ///< set by who kicks, cleared by the kicked
@@ -278,6 +279,7 @@ struct _HV_HOST {
   UINT32                  CpuCount;
   UINT32                  RamCount;
   UINT32                  FailCpu;         ///< test option fail_cpu, MAX_UINT32 for none
+  UINT32                  FailAt;          ///< test option fail_at: HV_OPTION_FAIL_AT_*
   UINT32                  Corrupt;         ///< test option corrupt: HV_OPTION_CORRUPT_*
   UINT32                  CorruptCpu;      ///< test option corrupt_cpu
   BOOLEAN                 EntryCheck;      ///< test option entry_check

@@ -5,6 +5,7 @@
 **/
 
 #include "CoreInternal.h"
+#include <Generated/HvOptions.h>
 
 STATIC
 VOID
@@ -251,6 +252,7 @@ HvCoreLaunch (
   HV_VCPU_STATE         State;
   RETURN_STATUS         Status;
   UINT64                ApicBase;
+  BOOLEAN               Fails;
 
   Host = Cpu->Host;
   Ops  = Host->Ops;
@@ -266,6 +268,8 @@ HvCoreLaunch (
   Cpu->X2Apic = (BOOLEAN)((ApicBase & HV_APIC_BASE_EXTD) != 0);
   Cpu->Bsp    = (BOOLEAN)((ApicBase & HV_APIC_BASE_BSP) != 0);
 
+  Fails              = (BOOLEAN)(Cpu->Index == Host->FailCpu);
+  Cpu->SpoilRootMode = (BOOLEAN)(Fails && (Host->FailAt == HV_OPTION_FAIL_AT_ROOT_MODE));
   HvHostCapture (&State);
   Status = Ops->CpuOn (Cpu);
   if (RETURN_ERROR (Status)) {
@@ -283,7 +287,7 @@ HvCoreLaunch (
   Vcpu->Regs.Rsp    = Cpu->LaunchRsp;
   Vcpu->Regs.Rflags = HV_RFLAGS_ONE;
   Ops->VcpuInit (Vcpu, &State);
-  if (Cpu->Index == Host->FailCpu) {
+  if (Fails) {
     Cpu->LaunchReason = "option fail_cpu";
     Cpu->LaunchDetail = Host->FailCpu;
     Status            = RETURN_ABORTED;

@@ -97,6 +97,11 @@ SvmCpuOn (
     return RETURN_UNSUPPORTED;
   }
 
+  if (Cpu->SpoilRootMode) {
+    Cpu->LaunchReason = "root mode, by option fail_at";
+    return RETURN_DEVICE_ERROR;
+  }
+
   Efer = AsmReadMsr64 (HV_MSR_EFER);
   if ((Efer & HV_EFER_SVME) != 0) {
     Cpu->LaunchReason = "EFER.SVME is set already";

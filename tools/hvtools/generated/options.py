@@ -74,6 +74,22 @@ OPTIONS: dict[str, Option] = {
         debug_only=True,
         text="the launch of the processor with this index fails (a test of all or nothing)",
     ),
+    "fail_at": Option(
+        kind="choice",
+        choices=(
+            "entry",
+            "root-mode",
+            "answer",
+            "memory",
+        ),
+        minimum=0,
+        maximum=3,
+        none=False,
+        default="entry",
+        shown="entry|root-mode|answer|memory",
+        debug_only=True,
+        text="where the launch of fail_cpu fails: at its first entry, at root mode, by no answer to MP services; or, without fail_cpu, for want of memory",
+    ),
     "corrupt": Option(
         kind="choice",
         choices=(
