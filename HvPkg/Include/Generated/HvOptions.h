@@ -17,7 +17,7 @@ typedef enum {
   HvOptionNestedPage,  ///< largest nested page; auto takes the largest that the processor reports
   HvOptionLog,         ///< least severe level that is logged
   HvOptionFailCpu,     ///< the launch of the processor with this index fails (a test of all or nothing)
-  HvOptionFailAt,      ///< where the launch of fail_cpu fails: at its first entry, at root mode, by no answer to MP services; or, without fail_cpu, for want of memory
+  HvOptionFailAt,      ///< where fail_cpu fails: first entry, root mode, answer to MP services; or memory for all
   HvOptionCorrupt,     ///< one field of the state for a processor's first entry is broken; the tables of consistency checks say how
   HvOptionCorruptCpu,  ///< index of the processor that the option corrupt is for
   HvOptionEntryCheck,  ///< whether a state that breaks a rule is refused before the processor gets it

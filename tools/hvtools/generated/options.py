@@ -88,7 +88,7 @@ OPTIONS: dict[str, Option] = {
         default="entry",
         shown="entry|root-mode|answer|memory",
         debug_only=True,
-        text="where the launch of fail_cpu fails: at its first entry, at root mode, by no answer to MP services; or, without fail_cpu, for want of memory",
+        text="where fail_cpu fails: first entry, root mode, answer to MP services; or memory for all",
     ),
     "corrupt": Option(
         kind="choice",
