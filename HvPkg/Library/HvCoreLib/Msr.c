@@ -142,6 +142,12 @@ WriteApicBase (
 
   Value       = AsmReadMsr64 (HV_MSR_APIC_BASE);
   Cpu->X2Apic = (BOOLEAN)((Value & HV_APIC_BASE_EXTD) != 0);
+  if (((Value & HV_APIC_BASE_EN) == 0) || Cpu->X2Apic) {
+    // The way back to xAPIC mode begins with the registers of a reset (SDM volume 3, 11.12.5.1).
+    Cpu->Apic.Ldr = 0;
+    Cpu->Apic.Dfr = MAX_UINT32;
+  }
+
   return TRUE;
 }
 
