@@ -26,6 +26,7 @@ CAPABILITIES = {
     "fast": "boots within a few seconds, so that every test can run on it by default",
     "ticks": "counts instructions exactly",
     "xapic": "local APICs in xAPIC mode",
+    "variables": "EFI variables survive a reset",
     "poweroff": "the end of a machine tells power-off from reset",
     "linux": "the firmware gives Linux all that it needs (ACPI, SMP)",
 }
@@ -97,7 +98,7 @@ PLATFORMS = {
             name="qemu-svm",
             vendor="svm",
             capabilities=frozenset(
-                {"svm", "hypervisor", "fast", "smp", "concurrent", "xapic", "poweroff", "linux"},
+                {"svm", "hypervisor", "fast", "smp", "concurrent", "xapic", "variables", "poweroff", "linux"},
             ),
             cpu_model=DEFAULT_CPU,
             accelerator=DEFAULT_ACCELERATOR,
@@ -105,7 +106,7 @@ PLATFORMS = {
             create=QemuMachine,
             plain_cpu="qemu64,-svm",
         ),
-        _bochs("vmx", VMX_CPU, set()),
+        _bochs("vmx", VMX_CPU, {"hypervisor"}),
         _bochs("svm", SVM_CPU, {"hypervisor"}),
     )
 }
