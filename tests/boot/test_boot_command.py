@@ -30,7 +30,7 @@ def emulator_of(pid: int) -> int:
     """The emulator that a process started; it must have one."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     names = {int(child): Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0].decode() for child in children}
-    (found,) = [child for child, name in names.items() if name.endswith(EMULATOR)]
+    (found,) = [child for child, name in names.items() if name.endswith((EMULATOR, "/bochs"))]
     return found
 
 
@@ -62,6 +62,10 @@ def ends(pidfd: int) -> bool:
         (["--frobnicate"], "No such option"),
         (["--no-hv", "--cpu", "nonesuch"], "the emulator refuses this machine"),
         (["--no-hv", "--accel", "nonesuch"], "the emulator refuses this machine"),
+        (["--no-hv", "--on", "bochs-svm", "--cpu", "nonesuch"], "the emulator refuses this machine"),
+        (["--no-hv", "--on", "bochs-svm", "--cpu", "ryzen svm"], "'ryzen svm' is no name of a model"),
+        (["--no-hv", "--on", "bochs-svm", "--accel", "tcg"], "Bochs has one way to execute code only"),
+        (["--exact"], "--exact: qemu-svm does not count ticks"),
         (["--no-hv", "--json", "no/such/folder.json"], "no/such/folder.json"),
         (["--no-hv", "--keep", "/dev/null/x"], "cannot make the folder /dev/null/x"),
     ],
@@ -93,9 +97,10 @@ def test_no_disk_space_is_one_line_and_leaves_nothing(hv: Hv) -> None:
     assert done.stdout == "", "left behind"
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_in_mid_boot_leaves_nothing(hv: Hv, number: signal.Signals, code: int) -> None:
-    with hv.start("boot", "--no-hv", "--json", "out.json") as process:
+def test_an_interrupt_in_mid_boot_leaves_nothing(platform: str, hv: Hv, number: signal.Signals, code: int) -> None:
+    with hv.start("boot", "--on", platform, "--no-hv", "--json", "out.json") as process:
         wait_for_line(process, "firmware")
         pidfd = os.pidfd_open(emulator_of(process.pid))
         process.send_signal(number)
@@ -110,8 +115,9 @@ def test_an_interrupt_in_mid_boot_leaves_nothing(hv: Hv, number: signal.Signals,
     assert not (hv.folder / "out.json").exists()
 
 
-def test_the_emulator_dies_with_its_parent_however_that_dies(hv: Hv) -> None:
-    with hv.start("boot", "--no-hv") as process:
+@pytest.mark.everywhere
+def test_the_emulator_dies_with_its_parent_however_that_dies(platform: str, hv: Hv) -> None:
+    with hv.start("boot", "--on", platform, "--no-hv") as process:
         wait_for_line(process, "firmware")
         pidfd = os.pidfd_open(emulator_of(process.pid))
         process.kill()

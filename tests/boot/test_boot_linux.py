@@ -128,6 +128,18 @@ def test_one_processor_boots_with_few_exits(boot: Boot) -> None:
 
 
 @pytest.mark.everywhere
+@pytest.mark.needs("ticks")
+def test_two_boots_are_the_same_to_the_tick(boot: Boot) -> None:
+    first, second = (boot(cpus=1, exact=True, fresh=True).must_be_ok() for _ in range(2))
+    for result in (first, second):
+        assert_virtualised(result, 1)
+        assert result.record.ending is not None and result.record.ending.ticks is not None
+        assert result.as_json()["ticks"] == result.record.ending.ticks
+    assert first.as_json()["ticks"] == second.as_json()["ticks"]
+    assert first.checks.latest_exits() == second.checks.latest_exits()
+
+
+@pytest.mark.everywhere
 @pytest.mark.needs("xapic", "smp")
 def test_with_more_processors_the_apic_writes_are_counted_under_their_name(boot: Boot) -> None:
     exits = boot().must_be_ok().checks.boot_exits()

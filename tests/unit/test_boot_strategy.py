@@ -81,6 +81,12 @@ def test_the_way_to_the_root_goes_through_all_states() -> None:
     assert list(strategy.seconds) == seen[1:]
 
 
+def test_without_hurry_no_key_is_pressed() -> None:
+    machine = PlayedMachine(ROOT)
+    BootStrategy(machine, True, 60, hurry=False).transition("root")
+    assert machine.calls == ["on", "resume"]
+
+
 def test_states_can_be_asked_for_one_by_one_and_twice() -> None:
     machine = PlayedMachine(ROOT)
     strategy = BootStrategy(machine, True, 60)

@@ -40,6 +40,7 @@ class BootRequest:
         settings: options of the hypervisor.
         timeout: seconds for everything, None for the default.
         target: which build of HvDxe.
+        exact: touch nothing from outside, so that two runs are the same to the tick.
     """
 
     platform: str = DEFAULT_PLATFORM
@@ -57,6 +58,14 @@ class BootRequest:
     settings: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
     target: str = "DEBUG"
+    exact: bool = False
+
+    @property
+    def processor(self) -> str | None:
+        """The processor in the platform's words, None for the platform's default."""
+        if self.cpu_model is None and self.exact:
+            return platform_named(self.platform).exact_cpu
+        return self.cpu_model
 
     @property
     def seconds(self) -> float:
@@ -97,6 +106,8 @@ class BootRequest:
             raise UsageError("--set is for the hypervisor: it does not go with --no-hv")
         if self.timeout is not None and self.timeout <= 0:
             raise UsageError("--timeout must be more than 0 seconds")
+        if self.exact and "ticks" not in platform.capabilities:
+            raise UsageError(f"--exact: {platform.name} does not count ticks")
         options.check(self.settings, self.target)
         quoted(self.append)
         for destination in self.added:

@@ -166,13 +166,15 @@ def booting(
                 memory_mib=request.memory_mib,
                 folder=folder,
                 disk=image,
-                cpu_model=request.cpu_model,
+                cpu_model=request.processor,
                 accelerator=request.accelerator,
                 restart=restart,
             ),
             listener,
         )
-        yield stack.enter_context(BootStrategy(machine, parts.hypervisor is not None, request.seconds, observer))
+        yield stack.enter_context(
+            BootStrategy(machine, parts.hypervisor is not None, request.seconds, observer, hurry=not request.exact)
+        )
 
 
 def run(

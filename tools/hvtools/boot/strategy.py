@@ -81,6 +81,7 @@ class BootStrategy:
         hypervisor: bool,
         seconds: float,
         observer: Callable[[State, float], None] | None = None,
+        hurry: bool = True,
     ) -> None:
         """Take a machine that is off.
 
@@ -89,6 +90,7 @@ class BootStrategy:
             hypervisor: its startup script loads HvDxe.
             seconds: limit of time for all that is asked of it, from the first transition on.
             observer: called with "off" just before power-on, then with each state, and the seconds since.
+            hurry: press a key where the firmware waits for one. When it comes differs from run to run.
         """
         self.machine = machine
         self.state = State.OFF
@@ -96,6 +98,7 @@ class BootStrategy:
         self.load_status: int | None = None
         self._hypervisor = hypervisor
         self._limit = seconds
+        self._hurry = hurry
         self._observer = observer
         self._start: float | None = None
         self._failure: StrategyError | None = None
@@ -194,8 +197,9 @@ class BootStrategy:
             machine.monitor.resume()
             machine.console.expect([_FIRMWARE], self.remaining)
         elif state is State.SHELL:
-            machine.console.expect([_KEY], self.remaining)
-            machine.console.send("\r")
+            if self._hurry:
+                machine.console.expect([_KEY], self.remaining)
+                machine.console.send("\r")
             machine.console.expect([startup.AT_SHELL], self.remaining)
         elif state is State.HYPERVISOR:
             _, match = machine.console.expect([startup.LOADED], self.remaining)

@@ -41,6 +41,7 @@ _OPTIONS_TEXT = "\n".join(
 @click.option(
     "--target", type=click.Choice(build.TARGETS, case_sensitive=False), default="DEBUG", help="Build of HvDxe (DEBUG)."
 )
+@click.option("--exact", is_flag=True, help="Press no key and avoid what is random: two runs on Bochs are the same.")
 @click.option("--timeout", type=float, metavar="S", help="Seconds for all of it (120 and 4 for each processor).")
 @report.json_option
 @click.option("--keep", type=_FILE, metavar="DIR", help="Folder for all logs and the image.")
@@ -60,6 +61,7 @@ def command(
     accelerator: str | None,
     settings: tuple[str, ...],
     target: str,
+    exact: bool,
     timeout: float | None,
     json_file: Path | None,
     keep: Path | None,
@@ -85,6 +87,7 @@ def command(
         settings=parse_settings(settings),
         timeout=timeout,
         target=target,
+        exact=exact,
     )
     request.checked()
     folder = runner.logs_folder(keep)
