@@ -297,7 +297,7 @@
 #define HV_VECTOR_VC   0x1D  ///< VMM communication (AMD)
 #define HV_VECTOR_SX   0x1E  ///< security (AMD)
 
-/// X (leaf, register, bits cleared, bits set, name): what the root sees otherwise.
+/// X (leaf, register, bits cleared, bits set, name): what the root sees otherwise, in the order of the leaves.
 #define HV_CPUID_ROOT_POLICY_LIST(X)                                                                                                           \
   X (HV_CPUID_1,        HV_CPUID_REG_ECX, HV_CPUID_1_ECX_VMX | HV_CPUID_1_ECX_SMX,                  HV_CPUID_1_ECX_HYPERVISOR, "1.ecx")        \
   X (HV_CPUID_80000001, HV_CPUID_REG_ECX, HV_CPUID_80000001_ECX_SVM | HV_CPUID_80000001_ECX_SKINIT, 0,                         "80000001.ecx") \

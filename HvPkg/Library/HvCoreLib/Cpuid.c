@@ -58,7 +58,8 @@ HvCoreCpuid (
   }
 
   AsmCpuidEx (Leaf, SubLeaf, &Registers[0], &Registers[1], &Registers[2], &Registers[3]);
-  for (Row = 0; Row < ARRAY_SIZE (mPolicy); Row++) {
+  // The rows are in the order of the leaves, and most leaves come before most rows.
+  for (Row = 0; (Row < ARRAY_SIZE (mPolicy)) && (mPolicy[Row].Leaf <= Leaf); Row++) {
     if (mPolicy[Row].Leaf == Leaf) {
       Registers[mPolicy[Row].Register] &= ~mPolicy[Row].Clear;
       Registers[mPolicy[Row].Register] |= mPolicy[Row].Set;

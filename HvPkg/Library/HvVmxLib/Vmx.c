@@ -543,6 +543,11 @@ VmxInject (
       break;
     case HvEventNmi:
       Info = HV_VMX_EVENT_VALID | HV_VMX_EVENT_TYPE_NMI | HV_VECTOR_NMI;
+      // A processor that opens the window behind STI may refuse the entry with its shadow (SDM 25.3, 27.3.1.5).
+      VmxWrite (
+        HV_VMCS_GUEST_INTERRUPTIBILITY,
+        VmxRead (HV_VMCS_GUEST_INTERRUPTIBILITY) & ~(UINT64)HV_VMX_BLOCKING_STI
+        );
       break;
     case HvEventException:
       Info = HV_VMX_EVENT_VALID | HV_VMX_EVENT_TYPE_EXCEPTION | Event->Vector;

@@ -507,9 +507,10 @@ def cpuid(spec: Spec) -> Files:
     for group in groups:
         body += c_group(group)
         page += md_group(group)
+    policy.sort(key=lambda row: int(row[0].removeprefix(f"{prefix}_"), 16))
     body += c_xmacro(
         "HV_CPUID_ROOT_POLICY_LIST",
-        "X (leaf, register, bits cleared, bits set, name): what the root sees otherwise.",
+        "X (leaf, register, bits cleared, bits set, name): what the root sees otherwise, in the order of the leaves.",
         policy,
     )
     body += c_xmacro(
