@@ -1,11 +1,11 @@
 /** @file
   The rules that VMRUN applies to a VMCB, run in software.
 
-  APM2 is the AMD64 Architecture Programmer's Manual, volume 2; each rule cites its section (tools/hvtools/spec/svm_checks.toml).
-  Not covered, because HvPkg uses none of it: AVIC (15.29), VMLOAD and VMSAVE virtualization (15.33), SEV and what
-  belongs to it (15.34 to 15.36), PDPTEs of a guest without nested paging, and the enables for which the manual leaves open what a
-  processor without the feature does. A finding is a state that the manual forbids, whether or not a processor or an
-  emulator refuses it.
+  APM2 is the AMD64 Architecture Programmer's Manual, volume 2; each rule cites its section (svm_checks.toml of the
+  tables). Not covered, because HvPkg uses none of it: AVIC (15.29), VMLOAD and VMSAVE virtualization (15.33), SEV and
+  what belongs to it (15.34 to 15.36), PDPTEs of a guest without nested paging, and the enables for which the manual
+  leaves open what a processor without the feature does. A finding is a state that the manual forbids, whether or not a
+  processor or an emulator refuses it.
 
   SPDX-License-Identifier: BSD-2-Clause-Patent
 **/

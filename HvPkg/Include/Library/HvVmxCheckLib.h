@@ -1,16 +1,15 @@
 /** @file
   The rules that a VM entry applies to a VMCS, run in software over an image of its fields.
 
-  SDM is Intel's manual, volume 3, chapter "VM Entries"; each rule cites its section (tools/hvtools/spec/vmx_checks.toml).
+  SDM is Intel's manual, volume 3, chapter "VM Entries"; each rule cites its section (vmx_checks.toml of the tables).
   Not covered: what needs memory besides the VMCS (the virtual TPR against the threshold, the revision in the VMCS that
   the link pointer names, PDPTEs without EPT, the MSR lists' contents: 27.4), entries inside SMM, and the controls for
-  HLAT, IPI virtualization, PASID translation, IA32_SPEC_CTRL virtualization, the instruction timeout, LBR and processor trace state
-  but for the rule that ties trace to EPT. IA32_DEBUGCTL is checked against the bits that any processor has.
+  HLAT, IPI virtualization, PASID translation, IA32_SPEC_CTRL virtualization, the instruction timeout, LBR and processor
+  trace state but for the rule that ties trace to EPT. IA32_DEBUGCTL is checked against the bits that any processor has.
 
-  A backend uses it so: HvVmxCheckEnv once a processor; before the first entry (DEBUG), and after VMfailValid with error
-  7 or 8 (parts control and host) or exit reason 33 (part guest) in any build, HvVmxImageFill over VMREAD and HvVmxCheck,
-  and one log event `entry-rule` for each finding. A failed entry leaves every field that the rules look at as it was, so
-  that no copy is needed: only the exit information fields change (SDM 27.8).
+  A backend calls HvVmxCheckEnv, HvVmxImageFill over VMREAD, HvVmxCheck and HvCoreLogFindings: before a changed state is
+  entered in a DEBUG build, and after VMfailValid with error 7 or 8 (parts control and host) or exit reason 33 (part
+  guest) in any build. It needs no copy: of what the rules look at, a failed entry changes nothing (SDM 27.8).
 
   SPDX-License-Identifier: BSD-2-Clause-Patent
 **/

@@ -75,6 +75,12 @@ STATIC CONST FEATURE  mEferFeatures[] = {
   { 0x80000021,        0, 8,  HV_EFER_AIBRSE                },
 };
 
+// The vectors that are exceptions (APM2 table 8-1); 2 is the NMI, 9 and those without a name are reserved.
+#define EXCEPTIONS  (BIT0 | BIT1 | BIT3 | BIT4 | BIT5 | BIT6 | BIT7 | BIT8 | BIT10 | BIT11 | BIT12 | BIT13 | BIT14 | \
+                     BIT16 | BIT17 | BIT18 | BIT19 | BIT21 | BIT28 | BIT29 | BIT30)
+
+#define EFER_LONG  (HV_EFER_LME | HV_EFER_LMA)
+
 #define CPUID_80000008_EBX_NO_LMSLE  BIT20 // EFER.LMSLE is reserved all the same
 
 typedef struct {
@@ -139,7 +145,7 @@ Expect (
 }
 
 ///
-/// Whether a map of some bytes lies below the end of physical memory. VMRUN ignores the low 12 bits (APM2 15.10.1, 15.11).
+/// Whether a map lies below the end of physical memory. VMRUN ignores the low 12 bits (APM2 15.10.1, 15.11).
 ///
 STATIC
 BOOLEAN
@@ -159,9 +165,6 @@ CheckEvent (
   IN OUT CHECK  *Check
   )
 {
-  // APM2 table 8-1; 9 and the vectors without a name are reserved.
-  CONST UINT32  Exceptions = BIT0 | BIT1 | BIT3 | BIT4 | BIT5 | BIT6 | BIT7 | BIT8 | BIT10 | BIT11 | BIT12 | BIT13 |
-                             BIT14 | BIT16 | BIT17 | BIT18 | BIT19 | BIT21 | BIT28 | BIT29 | BIT30;
   CONST HV_VMCB_SAVE  *Save;
   UINT64              Event;
   UINT64              Type;
@@ -190,7 +193,7 @@ CheckEvent (
     Check,
     HvSvmRuleEventVector,
     HV_VMCB_CONTROL_EVENT_INJ,
-    (BOOLEAN)((Vector < 32) && ((Exceptions >> Vector & 1) != 0))
+    (BOOLEAN)((Vector < 32) && ((EXCEPTIONS >> Vector & 1) != 0))
     );
   Expect (
     Check,
@@ -286,7 +289,6 @@ CheckGuest (
   IN     CONST HV_SVM_CHECK_ENV  *Env
   )
 {
-  CONST UINT64        Long = HV_EFER_LME | HV_EFER_LMA;
   CONST HV_VMCB_SAVE  *Save;
   UINT64              Cr0;
   UINT64              Cr4;
@@ -305,8 +307,8 @@ CheckGuest (
   LongPaging = (BOOLEAN)(Paging && ((Efer & HV_EFER_LME) != 0));
 
   Expect (Check, HvSvmRuleEferSvme, HV_VMCB_SAVE_EFER, (BOOLEAN)((Efer & HV_EFER_SVME) != 0));
-  Expect (Check, HvSvmRuleEferReserved, HV_VMCB_SAVE_EFER, (BOOLEAN)((Efer & ~(Env->EferValid | Long)) == 0));
-  Expect (Check, HvSvmRuleEferLongMode, HV_VMCB_SAVE_EFER, (BOOLEAN)(Env->LongMode || ((Efer & Long) == 0)));
+  Expect (Check, HvSvmRuleEferReserved, HV_VMCB_SAVE_EFER, (BOOLEAN)((Efer & ~(Env->EferValid | EFER_LONG)) == 0));
+  Expect (Check, HvSvmRuleEferLongMode, HV_VMCB_SAVE_EFER, (BOOLEAN)(Env->LongMode || ((Efer & EFER_LONG) == 0)));
   Expect (
     Check,
     HvSvmRuleEferLma,

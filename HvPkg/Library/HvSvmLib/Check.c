@@ -150,7 +150,7 @@ SvmExplain (
   CONST HV_VMCB_CONTROL  *Now;
   HV_VMCB                *Kept;
 
-  // Intercepts, maps, ASID, TLB control and the nested tables may have been changed since, and no processor writes them.
+  // Intercepts, maps, ASID, TLB control and nested tables may have been changed since; no processor writes them.
   Now  = &((CONST HV_VMCB *)Vcpu->Hw)->Control;
   Kept = Input (Vcpu);
   CopyMem (&Kept->Control, Now, HV_VMCB_CONTROL_INTERRUPT_SHADOW);

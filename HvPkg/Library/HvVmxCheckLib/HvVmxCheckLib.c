@@ -69,6 +69,11 @@ typedef struct {
 #define MISC_CR3_TARGETS(Misc)   ((Misc) >> 16 & 0x1FF)
 #define MISC_EVENT_LENGTH_ZERO   BIT30
 
+#define ENTRY_SMM  ((UINT64)(HV_VMX_ENTRY_CTL_SMM | HV_VMX_ENTRY_CTL_DEACTIVATE_DUAL_MONITOR))
+#define EFER_LONG  (HV_EFER_LME | HV_EFER_LMA)
+
+#define EPT_OR_VPID  (HV_VMX_PROC2_EPT | HV_VMX_PROC2_VPID)
+
 #define SELECTOR_RPL  0x3
 #define SELECTOR_TI   0x4
 
@@ -521,11 +526,9 @@ CheckEntryControls (
   IN OUT CHECK  *Check
   )
 {
-  CONST UINT64  Smm = HV_VMX_ENTRY_CTL_SMM | HV_VMX_ENTRY_CTL_DEACTIVATE_DUAL_MONITOR;
-
   // Outside SMM these two are for the second rule, whatever the MSR says.
-  EXPECT (EntryAllowed, ENTRY_CTLS, Allowed (VALUE (ENTRY_CTLS) & ~Smm, Check->Env->Entry));
-  EXPECT (EntrySmm, ENTRY_CTLS, (VALUE (ENTRY_CTLS) & Smm) == 0);
+  EXPECT (EntryAllowed, ENTRY_CTLS, Allowed (VALUE (ENTRY_CTLS) & ~ENTRY_SMM, Check->Env->Entry));
+  EXPECT (EntrySmm, ENTRY_CTLS, (VALUE (ENTRY_CTLS) & ENTRY_SMM) == 0);
   EXPECT (
     EntryMsrLoad,
     ENTRY_MSR_LOAD_ADDRESS,
@@ -599,9 +602,8 @@ CheckAddressSpace (
   IN OUT CHECK  *Check
   )
 {
-  CONST UINT64  Long = HV_EFER_LME | HV_EFER_LMA;
-  UINT64        Exit;
-  BOOLEAN       Host64;
+  UINT64   Exit;
+  BOOLEAN  Host64;
 
   Exit   = VALUE (EXIT_CTLS);
   Host64 = (BOOLEAN)((Exit & HV_VMX_EXIT_CTL_HOST_64) != 0);
@@ -612,7 +614,7 @@ CheckAddressSpace (
   }
 
   if ((Exit & HV_VMX_EXIT_CTL_LOAD_EFER) != 0) {
-    EXPECT (HostEferMode, HOST_EFER, (VALUE (HOST_EFER) & Long) == (Host64 ? Long : 0));
+    EXPECT (HostEferMode, HOST_EFER, (VALUE (HOST_EFER) & EFER_LONG) == (Host64 ? EFER_LONG : 0));
   }
 
   if (Host64) {
@@ -990,7 +992,8 @@ Wakes (
   switch (Activity) {
     case HV_VMX_ACTIVITY_HLT:
       return (BOOLEAN)((Type == HV_VMX_EVENT_TYPE_EXTERNAL) || (Type == HV_VMX_EVENT_TYPE_NMI) ||
-                       ((Type == HV_VMX_EVENT_TYPE_EXCEPTION) && ((Vector == HV_VECTOR_DB) || (Vector == HV_VECTOR_MC))) ||
+                       ((Type == HV_VMX_EVENT_TYPE_EXCEPTION) &&
+                        ((Vector == HV_VECTOR_DB) || (Vector == HV_VECTOR_MC))) ||
                        ((Type == HV_VMX_EVENT_TYPE_OTHER) && (Vector == 0)));
     case HV_VMX_ACTIVITY_SHUTDOWN:
       return (BOOLEAN)((Type == HV_VMX_EVENT_TYPE_NMI) ||
@@ -1147,10 +1150,9 @@ HvVmxCheckEnv (
   IN  UINT64              HostEfer
   )
 {
-  CONST UINT64  EptOrVpid = HV_VMX_PROC2_EPT | HV_VMX_PROC2_VPID;
-  UINT32        Leaf[4];
-  UINTN         Counter;
-  BOOLEAN       True;
+  UINT32   Leaf[4];
+  UINTN    Counter;
+  BOOLEAN  True;
 
   Cpuid (HV_CPUID_1, 0, Leaf);
   if ((Leaf[2] & HV_CPUID_1_ECX_VMX) == 0) {
@@ -1166,7 +1168,7 @@ HvVmxCheckEnv (
   Env->Proc2      = ((Env->Proc >> 32 & HV_VMX_PROC_SECONDARY) != 0) ? Msr (HV_MSR_VMX_PROCBASED_CTLS2) : 0;
   Env->Proc3      = ((Env->Proc >> 32 & HV_VMX_PROC_TERTIARY) != 0) ? Msr (HV_MSR_VMX_PROCBASED_CTLS3) : 0;
   Env->Exit2      = ((Env->Exit >> 32 & HV_VMX_EXIT_CTL_SECONDARY) != 0) ? Msr (HV_MSR_VMX_EXIT_CTLS2) : 0;
-  Env->EptVpidCap = ((Env->Proc2 >> 32 & EptOrVpid) != 0) ? Msr (HV_MSR_VMX_EPT_VPID_CAP) : 0;
+  Env->EptVpidCap = ((Env->Proc2 >> 32 & EPT_OR_VPID) != 0) ? Msr (HV_MSR_VMX_EPT_VPID_CAP) : 0;
   Env->VmFunc     = ((Env->Proc2 >> 32 & HV_VMX_PROC2_VMFUNC) != 0) ? Msr (HV_MSR_VMX_VMFUNC) : 0;
   Env->Misc       = Msr (HV_MSR_VMX_MISC);
   Env->Cr0Fixed0  = Msr (HV_MSR_VMX_CR0_FIXED0);
@@ -1177,7 +1179,7 @@ HvVmxCheckEnv (
 
   Cpuid (HV_CPUID_80000008, 0, Leaf);
   Env->AddressBits = (UINT8)(Leaf[0] & HV_CPUID_80000008_EAX_PHYSICAL_BITS_MASK);
-  Env->LinearBits  = (UINT8)((Leaf[0] & HV_CPUID_80000008_EAX_LINEAR_BITS_MASK) >> HV_CPUID_80000008_EAX_LINEAR_BITS_SHIFT);
+  Env->LinearBits  = (UINT8)(Leaf[0] >> HV_CPUID_80000008_EAX_LINEAR_BITS_SHIFT);
   Cpuid (HV_CPUID_7, 1, Leaf);
   Env->Cr3Valid = (1ULL << Env->AddressBits) - 1;
   if ((Leaf[0] & BIT26) != 0) {
