@@ -70,7 +70,9 @@ class BootRequest:
     @property
     def seconds(self) -> float:
         """The limit of time."""
-        return self.timeout if self.timeout is not None else _BASE_SECONDS + _SECONDS_PER_CPU * self.cpus
+        if self.timeout is not None:
+            return self.timeout
+        return (_BASE_SECONDS + _SECONDS_PER_CPU * self.cpus) * platform_named(self.platform).patience
 
     def checked(self) -> Platform:
         """Refuse what cannot be booted.

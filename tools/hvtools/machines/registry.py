@@ -46,6 +46,7 @@ class Platform:
         create: makes a machine of a specification.
         plain_cpu: a processor without virtualization.
         exact_cpu: one that does the same in each run, where the platform can do that.
+        patience: how much longer than on the fastest platform a boot may take.
         drivers: EFI drivers of ours that make up for what the firmware lacks there; they do nothing where it does not.
         prepare: fetches and builds the platform itself.
     """
@@ -59,6 +60,7 @@ class Platform:
     create: Callable[[MachineSpec, Listener | None], Machine]
     plain_cpu: str
     exact_cpu: str | None = None
+    patience: float = 1.0
     drivers: tuple[PurePosixPath, ...] = ()
     prepare: Callable[[], None] = lambda: None
 
@@ -89,6 +91,7 @@ def _bochs(vendor: str, cpu_model: str, capabilities: set[str]) -> Platform:
         create=partial(BochsMachine, default_cpu=cpu_model),
         plain_cpu=f"{cpu_model},-{vendor}",
         exact_cpu=f"{cpu_model},-rdrand,-rdseed",  # their numbers depend on the host's clock
+        patience=2.0,
         drivers=(PurePosixPath("BochsAcpiDxe.efi"),),
         prepare=_prepare_bochs,
     )

@@ -42,7 +42,12 @@ _OPTIONS_TEXT = "\n".join(
     "--target", type=click.Choice(build.TARGETS, case_sensitive=False), default="DEBUG", help="Build of HvDxe (DEBUG)."
 )
 @click.option("--exact", is_flag=True, help="Press no key and avoid what is random: two runs on Bochs are the same.")
-@click.option("--timeout", type=float, metavar="S", help="Seconds for all of it (120 and 4 for each processor).")
+@click.option(
+    "--timeout",
+    type=float,
+    metavar="S",
+    help="Seconds for all of it (120 and 4 for each processor, on Bochs twice that).",
+)
 @report.json_option
 @click.option("--keep", type=_FILE, metavar="DIR", help="Folder for all logs and the image.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the machine's console while it runs.")
