@@ -2,6 +2,7 @@
 """`hv test`: what a commit must pass."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import click
 from hvtools import build, linux, report, ui
 from hvtools.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from hvtools.setup import setup_all
+
+_WORKERS_MAX = 4
 
 _CHECKS = {
     "ruff": ["ruff", "check", "--quiet", "."],
@@ -71,6 +74,10 @@ def _pytest(slow: bool, arguments: tuple[str, ...]) -> tuple[int, dict[str, Any]
     with tempfile.TemporaryDirectory(prefix="hv-test-") as temporary:
         xml = Path(temporary) / "junit.xml"
         command = [sys.executable, "-m", "pytest", f"--junitxml={xml}"]
+        # An emulator keeps one processor busy. More than four do not help: compilers and long boots are what is left.
+        workers = min(len(os.sched_getaffinity(0)), _WORKERS_MAX)
+        if workers > 1:
+            command += ["-n", str(workers), "--dist", "worksteal"]
         if not slow:
             command += ["-m", "not slow"]
         with subprocess.Popen([*command, *arguments], cwd=build.ROOT) as process:
