@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import IO
 from hvtools import bochs, cache
 from hvtools.errors import HvError, UsageError
 from hvtools.machines.console import SerialConsole, clean
+from hvtools.machines.emulator import Emulator
 from hvtools.machines.process import die_with
 from hvtools.machines.protocols import Cause, Ending, MachineError
 from hvtools.machines.spec import MachineSpec
@@ -37,7 +37,6 @@ _IPS = 100_000_000  # instructions per virtual second
 _HOST_MIB = 2048  # the most that Bochs keeps in memory; the rest is in an unlinked file
 _TIME = 1_700_000_000  # the clock at power-on: always the same, so that runs are the same
 _START_SECONDS = 30.0  # from the start of the process to its console; it takes 0.1 s on an idle host
-_END_SECONDS = 10.0  # from the end of the console to the end of the process
 _LOG_END_SECONDS = 5.0  # from the end of the process to the end of its log
 
 _NAME = re.compile(r"[a-z0-9_.]+")
@@ -218,30 +217,6 @@ class _Log(threading.Thread):
                         self._process.kill()
 
 
-class BochsPower:
-    """The switch of a Bochs machine."""
-
-    def __init__(self, machine: BochsMachine) -> None:
-        """Belong to `machine`."""
-        self._machine = machine
-
-    def on(self) -> None:
-        """Start the emulator with its console connected. It cannot be held: its processors run from here on."""
-        self._machine.start()
-
-    def off(self) -> None:
-        """Kill the emulator, if it runs."""
-        self._machine.kill()
-
-    def wait(self, timeout: float) -> Ending:
-        """Wait at most `timeout` seconds for the end.
-
-        Raises:
-            MachineError: it still runs.
-        """
-        return self._machine.wait(timeout)
-
-
 class BochsMonitor:
     """The view from outside: Bochs has none."""
 
@@ -249,7 +224,7 @@ class BochsMonitor:
         """Do nothing: the processors run since power-on, and what they wrote is kept for the console."""
 
 
-class BochsMachine:
+class BochsMachine(Emulator):
     """One Bochs process and the ends of its wires."""
 
     def __init__(
@@ -262,46 +237,15 @@ class BochsMachine:
             listener: called with each piece of console output.
             default_cpu: the processor, if the specification names none.
         """
-        self._spec = spec
-        self._listener = listener
+        super().__init__(spec, listener)
         self._default_cpu = default_cpu
-        self._power = BochsPower(self)
         self._monitor = BochsMonitor()
-        self._process: subprocess.Popen[bytes] | None = None
         self._log: _Log | None = None
-        self._console: SerialConsole | None = None
-        self._ending: Ending | None = None
-
-    @property
-    def spec(self) -> MachineSpec:
-        """What it is made of."""
-        return self._spec
-
-    @property
-    def power(self) -> BochsPower:
-        """Its switch."""
-        return self._power
-
-    @property
-    def console(self) -> SerialConsole:
-        """Its first serial port.
-
-        Raises:
-            MachineError: it was never switched on.
-        """
-        if self._console is None:
-            raise MachineError("the machine is off")
-        return self._console
 
     @property
     def monitor(self) -> BochsMonitor:
         """The view from outside."""
         return self._monitor
-
-    @property
-    def pid(self) -> int | None:
-        """Number of the emulator's process while it runs."""
-        return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def hypervisor_log(self) -> str:
         """Give the hypervisor's log so far: its lines on the second serial port, among those of the firmware."""
@@ -311,15 +255,7 @@ class BochsMachine:
         lines = clean(path.read_text("utf-8", "replace")).splitlines()
         return "".join(line[line.index("hv: ") :] + "\n" for line in lines if "hv: " in line)
 
-    def start(self) -> None:
-        """Start the emulator.
-
-        Raises:
-            HvError: the emulator or its firmware is not to be had.
-            UsageError: the emulator refuses the machine (an unknown processor model, too many processors).
-        """
-        if self._process is not None:
-            raise MachineError("the machine was already switched on once")
+    def _start(self) -> None:
         program = bochs.provide().program
         image = firmware_image()
         if not VGA_BIOS.is_file():
@@ -366,44 +302,13 @@ class BochsMachine:
         path = self._spec.emulator_log
         return path.read_text("utf-8", "replace") if path.exists() else ""
 
-    def wait(self, timeout: float) -> Ending:
-        """Wait at most `timeout` seconds for the machine's own end.
-
-        Raises:
-            MachineError: it still runs.
-        """
-        if self._ending is not None:
-            return self._ending
-        end = time.monotonic() + timeout
-        # The console is read meanwhile: an emulator whose console nobody reads stands still.
-        if not self.console.drain(timeout) or not self._process_ends(end - time.monotonic() + _END_SECONDS):
-            raise MachineError(f"the machine did not end within {timeout:.0f} s")
-        self._ending = self._conclude()
-        return self._ending
-
-    def _process_ends(self, timeout: float) -> bool:
-        assert self._process is not None
-        try:
-            self._process.wait(max(timeout, 0))
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-
     def _conclude(self) -> Ending:
-        """Read what the emulator left, after its end."""
         assert self._process is not None and self._log is not None
         self._log.join(_LOG_END_SECONDS)
         self._spec.hypervisor_log.write_text(self.hypervisor_log(), "utf-8")
         return ending_of(self._emulator_log(), self._process.returncode, self._log.reset_ended_it)
 
-    def kill(self) -> None:
-        """End the emulator now."""
+    def _close(self) -> None:
         if self._process is not None:
-            if self._process.poll() is None:
-                self._process.kill()
-                self._process.wait()
-                self._ending = self._ending or Ending(Cause.KILLED, "switched off")
             with contextlib.suppress(OSError):  # a full disk is no reason to fail here
                 self._conclude()
-        if self._console is not None:
-            self._console.close()

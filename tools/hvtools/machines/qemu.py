@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hvtools.errors import HvError, UsageError
 from hvtools.machines.console import SerialConsole
+from hvtools.machines.emulator import END_SECONDS, Emulator
 from hvtools.machines.process import die_with
 from hvtools.machines.protocols import Cause, Ending, MachineError
 from hvtools.machines.qmp import QmpMonitor
@@ -29,7 +30,6 @@ DEFAULT_CPU = "EPYC,+svm,+npt,+vgif,-monitor"
 
 _DEBUG_PORT = 0x402
 _PIPE_BYTES = 1 << 20  # Linux gives this to everybody (pipe-max-size)
-_END_SECONDS = 10.0  # from the end of the console to the end of the process
 
 
 @dataclass(frozen=True)
@@ -136,31 +136,7 @@ def console_pipes(path: Path) -> Iterator[tuple[int, int]]:
             name.unlink(missing_ok=True)
 
 
-class QemuPower:
-    """The switch of a QEMU machine."""
-
-    def __init__(self, machine: QemuMachine) -> None:
-        """Belong to `machine`."""
-        self._machine = machine
-
-    def on(self) -> None:
-        """Start the emulator, processors stopped, console and monitor connected."""
-        self._machine.start()
-
-    def off(self) -> None:
-        """Kill the emulator, if it runs."""
-        self._machine.kill()
-
-    def wait(self, timeout: float) -> Ending:
-        """Wait at most `timeout` seconds for the end.
-
-        Raises:
-            MachineError: it still runs.
-        """
-        return self._machine.wait(timeout)
-
-
-class QemuMachine:
+class QemuMachine(Emulator):
     """One QEMU process and the ends of its wires."""
 
     def __init__(
@@ -173,35 +149,9 @@ class QemuMachine:
             listener: called with each piece of console output.
             firmware: the OVMF image, the distribution's if none is given.
         """
-        self._spec = spec
-        self._listener = listener
+        super().__init__(spec, listener)
         self._firmware = firmware or Firmware()
-        self._power = QemuPower(self)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._console: SerialConsole | None = None
         self._monitor: QmpMonitor | None = None
-        self._ending: Ending | None = None
-
-    @property
-    def spec(self) -> MachineSpec:
-        """What it is made of."""
-        return self._spec
-
-    @property
-    def power(self) -> QemuPower:
-        """Its switch."""
-        return self._power
-
-    @property
-    def console(self) -> SerialConsole:
-        """Its first serial port.
-
-        Raises:
-            MachineError: it was never switched on.
-        """
-        if self._console is None:
-            raise MachineError("the machine is off")
-        return self._console
 
     @property
     def monitor(self) -> QmpMonitor:
@@ -214,26 +164,13 @@ class QemuMachine:
             raise MachineError("the machine is off")
         return self._monitor
 
-    @property
-    def pid(self) -> int | None:
-        """Number of the emulator's process while it runs."""
-        return self._process.pid if self._process is not None and self._process.poll() is None else None
-
     def hypervisor_log(self) -> str:
         """Give the hypervisor's log so far."""
         if not self._spec.hypervisor_log.exists():
             return ""
         return self._spec.hypervisor_log.read_text("utf-8", "replace")
 
-    def start(self) -> None:
-        """Start the emulator.
-
-        Raises:
-            HvError: the emulator or its firmware is not installed.
-            UsageError: the emulator refuses the machine (an unknown processor model, an impossible accelerator).
-        """
-        if self._process is not None:
-            raise MachineError("the machine was already switched on once")
+    def _start(self) -> None:
         program = shutil.which(EMULATOR)
         if program is None:
             raise HvError(f"{EMULATOR} is not installed: run `hv setup`")
@@ -260,7 +197,7 @@ class QemuMachine:
         try:
             monitor.connect()
         except MachineError:
-            if self._process_ends(_END_SECONDS):
+            if self._process_ends(END_SECONDS):
                 raise UsageError(f"the emulator refuses this machine: {self._complaint()}") from None
             raise
 
@@ -270,43 +207,17 @@ class QemuMachine:
         lines = [line.strip() for line in text.splitlines() if line.strip() and " warning: " not in line]
         return lines[-1].removeprefix(f"{EMULATOR}: ") if lines else "it says nothing"
 
-    def _process_ends(self, timeout: float) -> bool:
-        assert self._process is not None
-        try:
-            self._process.wait(max(timeout, 0))
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-
-    def wait(self, timeout: float) -> Ending:
-        """Wait at most `timeout` seconds for the machine's own end.
-
-        Raises:
-            MachineError: it still runs.
-        """
-        if self._ending is not None:
-            return self._ending
-        # The console is read meanwhile: an emulator whose console nobody reads stands still.
-        if not self.console.drain(timeout) or not self._process_ends(_END_SECONDS):
-            raise MachineError(f"the machine did not end within {timeout:.0f} s")
+    def _conclude(self) -> Ending:
         assert self._process is not None
         events = self.monitor.close()
         log = self._spec.emulator_log
-        self._ending = ending_of(
+        return ending_of(
             events,
             log.read_text("utf-8", "replace") if log.exists() else "",
             self._process.returncode,
             self._spec.emulator_errors.read_text("utf-8", "replace"),
         )
-        return self._ending
 
-    def kill(self) -> None:
-        """End the emulator now."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-            self._ending = self._ending or Ending(Cause.KILLED, "switched off")
+    def _close(self) -> None:
         if self._monitor is not None:
             self._monitor.close()
-        if self._console is not None:
-            self._console.close()
