@@ -127,15 +127,19 @@ class Image:
         symbols = []
         with debug.open("rb") as file:
             elf = ELFFile(file)
-            for section in elf.iter_sections():
-                if section.name in (".text", ".data") and self._section(section["sh_addr"]) is None:
-                    raise HvError(f"{debug.name} and the image have different sections")
+            loaded = set()
+            for index, section in enumerate(elf.iter_sections()):
+                if section.name in (".text", ".data"):
+                    loaded.add(index)
+                    if self._section(section["sh_addr"]) is None:
+                        raise HvError(f"{debug.name} and the image have different sections")
             table = elf.get_section_by_name(".symtab")
             if not isinstance(table, SymbolTableSection):
                 raise HvError(f"{debug.name} has no symbols")
             for entry in table.iter_symbols():
                 place = self._section(entry["st_value"])
-                if isinstance(entry["st_shndx"], int) and place is not None and entry.name:
+                # The linker's own symbols for debugging information have offsets, not addresses.
+                if entry["st_shndx"] in loaded and place is not None and entry.name:
                     kind = entry["st_info"]["type"]
                     name = _PARTITIONED.sub("", entry.name)
                     symbols.append(Symbol(name, entry["st_value"], entry["st_size"], kind, place.executable))
