@@ -102,6 +102,18 @@ def test_each_thing_that_is_wrong_is_a_failure(text: str, said: str) -> None:
     assert re.search(said, failure)
 
 
+def test_each_kernel_counts_where_one_starts_the_next() -> None:
+    first = console().replace("hvcheck: done", "hvcheck| kexec")
+    second = console().replace("cpuid=20 wrmsr=1 total=21", "cpuid=30 wrmsr=1 total=31")
+    result = judged(first + second)
+    assert result.failures == [] and len(result.earlier) == 1
+    assert result.exits == {"cpuid": 60, "wrmsr": 2}
+    assert result.boot_exits() == {"cpuid": 20, "wrmsr": 2}
+    lost = first.replace(cpu_line("start", 1), cpu_line("start", 1, signature="............"))
+    assert judged(lost + second).failures == ["processors 1 are not under HvPkg at the start"]
+    assert judged(first + second.replace(cpu_line("start", 1), "")).failures != []
+
+
 def test_a_hypervisor_that_refused_is_a_failure_with_its_reason_and_linux_still_counts() -> None:
     log = 'hv: error cpu0 requirement-unmet backend=svm name=svm source=80000001.ecx value=0x0 expected="bit 2 set"\n'
     foreign = console()

@@ -25,6 +25,7 @@ from hvtools.boot.hvlog import fields_of
 from hvtools.generated.cpuid import SIGNATURE
 
 _LINE = re.compile(r"^hvcheck: ([a-z-]+)((?: \S+)*)\s*$")
+_KERNEL = re.compile(r"^(?=hvcheck: init )", re.MULTILINE)
 _SCRIPT_LINE = re.compile(r"^hvcheck\| ?(.*)$")
 _LATEST_FIRST = ("end", "start", "init", "shell", "boot")
 
@@ -123,6 +124,14 @@ def parse_checks(text: str) -> CheckReport:
             report.errors.append(f"not understood: {line.strip()}")
     report.script_output = "".join(line + "\n" for line in output)
     return report
+
+
+def parse_kernels(text: str) -> list[CheckReport]:
+    """Read console output in which one kernel started the next: a report for each, what comes first is in the first."""
+    before, *kernels = _KERNEL.split(text)
+    if not kernels:
+        return [parse_checks(before)]
+    return [parse_checks(part) for part in (before + kernels[0], *kernels[1:])]
 
 
 def _take(report: CheckReport, kind: str, fields: dict[str, str]) -> None:

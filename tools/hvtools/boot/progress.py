@@ -114,7 +114,7 @@ def summary(result: BootResult) -> Table:
         table.add_row("run", f"{run.file}: " + ("did not return" if run.status is None else f"status {run.status:#x}"))
     if checks.exits:
         table.add_row("exits", f"{result.exits.total()} in all: {_kinds(result)}")
-        boot = checks.boot_exits()
+        boot = result.boot_exits()
         if boot is not None:
             kinds = ", ".join(f"{kind} {count}" for kind, count in boot.most_common())
             table.add_row("", f"{boot.total()} from ExitBootServices to user space: {kinds}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hvtools.boot import startup
-from hvtools.boot.checks import CheckReport, CpuCheck, parse_checks
+from hvtools.boot.checks import CheckReport, CpuCheck, parse_kernels
 from hvtools.boot.hvlog import LogLine, parse_log, reasons
 from hvtools.boot.request import BootRequest
 from hvtools.boot.strategy import CONSOLE_TAIL, LOG_TAIL, State, StrategyError, tails
@@ -69,9 +69,10 @@ class BootResult:
     Attributes:
         request: what was asked.
         record: what was left behind.
-        checks: what the self-check printed.
+        checks: what the self-check printed, under the last kernel.
         log: the hypervisor's events.
         application: the EFI program that was run instead of Linux.
+        earlier: what it printed under the kernels before, each of which started the next.
         failures: everything that is wrong, one line each; empty for a success.
     """
 
@@ -80,6 +81,7 @@ class BootResult:
     checks: CheckReport
     log: list[LogLine]
     application: ApplicationRun | None
+    earlier: list[CheckReport] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     @property
@@ -123,6 +125,10 @@ class BootResult:
         """Exits of all processors by kind, as the hypervisor counted them to the end."""
         return sum(self.checks.latest_exits().values(), Counter())
 
+    def boot_exits(self) -> Counter[str] | None:
+        """Give the exits from ExitBootServices to the first program of the first kernel, or None without a count."""
+        return (*self.earlier, self.checks)[0].boot_exits()
+
     @property
     def root_seconds(self) -> float | None:
         """Seconds from the start of the emulator to the first line of the first program."""
@@ -132,7 +138,7 @@ class BootResult:
         """Give the result for `--json`."""
         checks = self.checks
         status = checks.status
-        boot_exits = checks.boot_exits()
+        boot_exits = self.boot_exits()
         scripted = self.request.script is not None
         return {
             "ok": self.ok,
@@ -205,12 +211,14 @@ def read_application(console: str, file: str) -> ApplicationRun:
 
 def evaluate(request: BootRequest, record: BootRecord) -> BootResult:
     """Read what a boot left behind, and judge it."""
+    *earlier, last = parse_kernels(record.console)
     result = BootResult(
         request=request,
         record=record,
-        checks=parse_checks(record.console),
+        checks=last,
         log=parse_log(record.log),
         application=read_application(record.console, request.application.name) if request.application else None,
+        earlier=earlier,
     )
     result.failures = [
         *_hypervisor_failures(result),
@@ -232,11 +240,13 @@ def _linux_failures(result: BootResult) -> list[str]:
     checks = result.checks
     if checks.kernel is None or result.record.error is not None:
         return []  # what stopped it is said already
-    found = list(checks.errors)
-    if checks.online != result.request.cpus:
-        found.append(f"the root has {checks.online} of {result.request.cpus} processors online")
-    for when in ("start", "end"):
-        found += _cpu_failures(result, when)
+    found = []
+    for kernel in (*result.earlier, checks):
+        found += kernel.errors
+        if kernel.online != result.request.cpus:
+            found.append(f"the root has {kernel.online} of {result.request.cpus} processors online")
+        for when in ("start", "end"):
+            found += _cpu_failures(result, kernel, when)
     if result.request.hypervisor and not result.record.load_status and checks.status is None:
         found.append(f"the hypervisor's counters cannot be read: {checks.missing_status or 'nothing was printed'}")
     if checks.script_exit:
@@ -244,10 +254,10 @@ def _linux_failures(result: BootResult) -> list[str]:
     return found
 
 
-def _cpu_failures(result: BootResult, when: str) -> list[str]:
-    seen = result.checks.cpus.get(when, [])
-    if not seen and when == "end" and not result.checks.done:
-        return []  # the script ended the machine
+def _cpu_failures(result: BootResult, kernel: CheckReport, when: str) -> list[str]:
+    seen = kernel.cpus.get(when, [])
+    if not seen and when == "end" and not kernel.done:
+        return []  # the script ended the machine, or the kernel
     at = f"at the {when}"
     if not result.request.hypervisor or result.record.load_status:
         wrong = [check.cpu for check in seen if check.virtualised]

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""What the root does with its machine in a long life: no processor ever runs outside of the hypervisor.
+
+The long variants are marked slow; how many rounds they have depends on how fast the platform is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hvtools import linux
+from hvtools.boot import startup
+from hvtools.boot.checks import CheckReport, parse_kernels
+from hvtools.boot.shell import EfiShell
+from hvtools.boot.strategy import State
+from hvtools.machines.registry import platform_named
+
+if TYPE_CHECKING:
+    from tests.boot.conftest import Boot, Session
+
+pytestmark = pytest.mark.needs("hypervisor")
+
+CPUS = 4
+KEXEC_SECONDS = 40.0  # limits of time on a loaded host, not what it takes
+REBOOT_SECONDS = 60.0
+
+FEW = "few"
+MANY = pytest.param("many", marks=pytest.mark.slow)
+
+
+def rounds(platform: str, how_many: str, few: int, many: int, many_slow: int) -> int:
+    """How often; `many` on a platform that is fast."""
+    if how_many == FEW:
+        return few
+    return many if "fast" in platform_named(platform).capabilities else many_slow
+
+
+def assert_all_virtualised(report: CheckReport, cpus: int = CPUS) -> None:
+    assert report.errors == []
+    assert report.online == cpus
+    assert [check.virtualised for check in report.cpus["start"]] == [True] * cpus
+    assert report.status is not None and report.status.virtualised == cpus
+
+
+KEXEC = """
+set -e
+line=$(cat /proc/cmdline)
+left=${line##*kexec_left=}
+[ $left = 0 ] && exit 0
+# The files of the initial RAM disk, without what is mounted over them.
+mkdir -p /mnt
+mount --bind / /mnt
+(cd /mnt && find . -path ./tmp/initrd -o -print | cpio -o -H newc) > /tmp/initrd
+hvcheck kexec /add/vmlinuz /tmp/initrd "${line%kexec_left=*}kexec_left=$((left - 1))"
+"""
+
+
+@pytest.mark.parametrize("how_many", [FEW, MANY])
+def test_kexec_keeps_every_processor(boot: Boot, platform: str, script: Callable[[str], Path], how_many: str) -> None:
+    count = rounds(platform, how_many, few=2, many=100, many_slow=5)
+    limit = (count + 4) * KEXEC_SECONDS * platform_named(platform).patience
+    result = boot(
+        cpus=CPUS,
+        script=script(KEXEC),
+        append=f"kexec_left={count}",
+        added={PurePosixPath("vmlinuz"): linux.kernel().path},
+        timeout=limit,
+    ).must_be_ok()
+    assert len(result.earlier) == count
+    for report in (*result.earlier, result.checks):
+        assert_all_virtualised(report)
+    exits = [report.latest_exits()[0].total() for report in (*result.earlier, result.checks)]
+    assert exits == sorted(exits), "the same hypervisor all the time"
+
+
+END = """
+case " $(cat /proc/cmdline) " in
+*" hvend=reboot "*) reboot -f ;;
+*" hvend=panic "*) echo c > /proc/sysrq-trigger ;;
+esac
+"""
+
+# Words of the kernel's command line. `bios` is missing: it jumps to a BIOS, which such a machine does not have.
+WAYS = {
+    "acpi": "reboot=acpi hvend=reboot",
+    "keyboard": "reboot=kbd hvend=reboot",
+    "triple": "reboot=triple hvend=reboot",
+    "efi": "reboot=efi hvend=reboot",
+    "pci": "reboot=pci hvend=reboot",
+    "panic": "hvend=panic",
+}
+
+
+def reboot(session: Session, platform: str, script: Path, words: list[str]) -> None:
+    """Boot in one machine with each of `words`, by which each boot but the last, without words, ends in a reset."""
+    limit = (len(words) + 1) * REBOOT_SECONDS * platform_named(platform).patience
+    with session(restart=True, cpus=CPUS, script=script, timeout=limit) as strategy:
+        strategy.transition(State.HYPERVISOR)
+        for ending in words:
+            EfiShell(strategy).type(startup.linux_command(ending))
+            strategy.expect([re.compile(r"hvcheck: script-begin")])
+            strategy.expect([re.compile("any other key to continue")])
+            strategy.machine.console.send("\r")
+            _, match = strategy.expect([startup.LOADED])
+            assert int(match[1], 16) == 0, f"after {ending}"
+        EfiShell(strategy).type(startup.linux_command())
+        strategy.expect([re.compile(r"hvcheck: done")])
+        reports = parse_kernels(strategy.machine.console.text())
+    assert len(reports) == len(words) + 1
+    for report in reports:
+        assert_all_virtualised(report)
+
+
+def test_a_reset_by_keyboard_and_by_panic_starts_everything_again(
+    session: Session, platform: str, script: Callable[[str], Path]
+) -> None:
+    reboot(session, platform, script(END), [WAYS["keyboard"], WAYS["panic"]])
+
+
+@pytest.mark.slow
+def test_many_reboots_of_each_kind(session: Session, platform: str, script: Callable[[str], Path]) -> None:
+    count = rounds(platform, "many", few=0, many=100, many_slow=len(WAYS))
+    ways = list(WAYS.values())
+    reboot(session, platform, script(END), [ways[index % len(ways)] for index in range(count)])
+
+
+# The load: two programs for each processor, that compute and that make system calls.
+STORM = """
+set -e
+for cpu in 0 1 2 3; do
+    while :; do :; done &
+    dd if=/dev/zero of=/dev/null bs=512 2>/dev/null &
+done
+for round in $(seq ROUNDS); do
+    for cpu in 1 2 3; do
+        echo 0 > /sys/devices/system/cpu/cpu$cpu/online
+        [ "$(cat /sys/devices/system/cpu/cpu$cpu/online)" = 0 ]
+    done
+    for cpu in 3 1 2; do
+        echo 1 > /sys/devices/system/cpu/cpu$cpu/online
+        [ "$(cat /sys/devices/system/cpu/cpu$cpu/online)" = 1 ]
+    done
+done
+kill $(jobs -p)
+echo rounds=$round
+hvcheck
+"""
+
+
+@pytest.mark.slow
+def test_a_storm_of_processors_that_go_off_and_on_under_load(
+    boot: Boot, platform: str, script: Callable[[str], Path]
+) -> None:
+    count = rounds(platform, "many", few=0, many=500, many_slow=10)
+    result = boot(cpus=CPUS, script=script(STORM.replace("ROUNDS", str(count))), timeout=5400).must_be_ok()
+    assert result.checks.script_output.splitlines()[0] == f"rounds={count}"
+    assert result.checks.script_output.count("signature=HvPkgHvPkgHv") == CPUS
+    assert_all_virtualised(result.checks)
