@@ -105,7 +105,7 @@ def test_help_has_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     commands = [line.split()[0] for line in told.partition("Commands:")[2].splitlines() if line.startswith("  ")]
     present = {path.stem for path in (ROOT / "tools" / "hvtools" / "verbs").glob("[a-z]*.py")}
     assert present <= set(commands)
-    assert commands[:2] == ["setup", "build"]
+    assert commands[:3] == ["setup", "doctor", "build"]
 
 
 def test_verbs_are_loaded_only_when_used() -> None:

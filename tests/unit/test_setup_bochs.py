@@ -198,3 +198,9 @@ def test_the_rom_fits_its_reset_vector() -> None:
     assert jump[0] == 0xE9 and (0xFFF3 + int.from_bytes(jump[1:], "little")) & 0xFFFF == 0
     # The word that switches Bochs off is where the code looks for it.
     assert rom[0x34:].startswith(b"Shutdown")
+
+
+def test_to_look_for_it_builds_nothing(archive: Path) -> None:
+    assert bochs.find() is None and builds(archive) == 0
+    provided = bochs.provide()
+    assert bochs.find() == provided and builds(archive) == 1

@@ -91,6 +91,10 @@ class Bochs:
     version: str
 
 
+def _key() -> str:
+    return cache.key_of("bochs", TAR_SHA256, *OPTIONS, *_FLAGS)
+
+
 def provide() -> Bochs:
     """Bochs: $HV_BOCHS if set, else the one in the cache, which is built if it is not there.
 
@@ -102,9 +106,20 @@ def provide() -> Bochs:
     if own:
         return _own(own)
     store = cache.default()
-    key = cache.key_of("bochs", TAR_SHA256, *OPTIONS, *_FLAGS)
-    tree = store.tree(key, f"Bochs {VERSION}", lambda made: _build(store, made), check=(_PROGRAM,))
+    tree = store.tree(_key(), f"Bochs {VERSION}", lambda made: _build(store, made), check=(_PROGRAM,))
     return Bochs(tree / _PROGRAM, f"Bochs {VERSION}", VERSION)
+
+
+def find() -> Bochs | None:
+    """Bochs as `provide` gives it, if nothing has to be built for it.
+
+    Raises:
+        UsageError: $HV_BOCHS is none that we can use.
+    """
+    if own := os.environ.get("HV_BOCHS"):
+        return _own(own)
+    tree = cache.default().find(_key())
+    return Bochs(tree / _PROGRAM, f"Bochs {VERSION}", VERSION) if tree else None
 
 
 def _own(value: str) -> Bochs:

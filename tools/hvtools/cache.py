@@ -167,6 +167,11 @@ class Cache:
                 made.replace(path)
         return path
 
+    def find(self, key: str) -> Path | None:
+        """The tree with this key if it is there and sound."""
+        path = self.root / "trees" / key
+        return None if _fault(path) else path
+
     def pin(self, name: str) -> dict[str, Any] | None:
         """What was noted under this name, or None."""
         path = self.root / "pins" / f"{name}.json"

@@ -144,15 +144,25 @@ def _from_git(into: Path, url: str = GIT_URL, commit: str = GIT_COMMIT) -> None:
             _git("-C", str(into), "submodule", "--quiet", "update", "--init", "--depth=1", "--", *GIT_SUBMODULES)
 
 
-def _own(value: str) -> Edk2:
-    """Somebody's own checkout, named by $HV_EDK2_DIR."""
+def _own_tree(value: str) -> Path:
+    """Somebody's own checkout, named by $HV_EDK2_DIR, as it is."""
     path = Path(value).absolute()
     if not (path / "MdePkg" / "MdePkg.dec").is_file() or not (path / "BaseTools" / "Source" / "C").is_dir():
         raise UsageError(f"HV_EDK2_DIR: {path} is not an EDK2 tree (it has no MdePkg or no BaseTools)")
+    return path
+
+
+def _own(value: str) -> Edk2:
+    """Somebody's own checkout with built BaseTools."""
+    path = _own_tree(value)
     with locked(cache.default().root / "locks" / cache.key_of("own", str(path))):
         _build_tools(path)
     head = subprocess.run(["git", "-C", str(path), "rev-parse", "HEAD"], capture_output=True, text=True)
     return Edk2(path, f"HV_EDK2_DIR={path}", f"own {path} {head.stdout.strip()}")
+
+
+def _key() -> str:
+    return cache.key_of("edk2", TAR_SHA256, GIT_COMMIT, _TOOLS)
 
 
 def provide() -> Edk2:
@@ -165,7 +175,6 @@ def provide() -> Edk2:
     if own:
         return _own(own)
     store = cache.default()
-    key = cache.key_of("edk2", TAR_SHA256, GIT_COMMIT, _TOOLS)
 
     def make(tree: Path) -> None:
         try:
@@ -180,8 +189,19 @@ def provide() -> Edk2:
                 raise type(git)(f"EDK2 {VERSION} cannot be had: {debian.line}; {git.line}") from git
         _build_tools(tree)
 
-    path = store.tree(key, f"EDK2 {VERSION}", make)
-    return Edk2(path, f"EDK2 {VERSION}", key)
+    path = store.tree(_key(), f"EDK2 {VERSION}", make)
+    return Edk2(path, f"EDK2 {VERSION}", _key())
+
+
+def find() -> str | None:
+    """Where the EDK2 of `provide` comes from, for people; None if it would have to be fetched.
+
+    Raises:
+        UsageError: $HV_EDK2_DIR is none that we can use.
+    """
+    if own := os.environ.get("HV_EDK2_DIR"):
+        return f"HV_EDK2_DIR={_own_tree(own)}"
+    return f"EDK2 {VERSION}" if cache.default().find(_key()) else None
 
 
 def link(tree: Path, workspace: Path) -> Path:

@@ -46,6 +46,10 @@ def _pin(name: str, package: apt.Package) -> apt.Package:
     return apt.Package(**value)
 
 
+def _tree_key(package: apt.Package) -> str:
+    return cache.key_of("deb", package.sha256)
+
+
 def _resolve_kernel(archive: apt.Archive) -> apt.Package:
     """The kernel package that the meta package stands for today."""
     meta = archive.package(META_PACKAGE)
@@ -78,7 +82,7 @@ def _unpacked(pin: str, check: tuple[str, ...]) -> tuple[apt.Package, Path]:
             if result.returncode != 0:
                 raise apt.failure(f"unpacking {package.name}", result.stderr)
 
-        return store.tree(cache.key_of("deb", package.sha256), package.name, make, check)
+        return store.tree(_tree_key(package), package.name, make, check)
 
     package = _pinned(pin) or resolve()
     try:
@@ -97,6 +101,14 @@ def kernel() -> KernelFiles:
     package, folder = _unpacked("kernel", ("boot/*",))
     version = package.name.removeprefix("linux-image-")
     return KernelFiles(folder / "boot" / f"vmlinuz-{version}", folder / "boot" / f"config-{version}", version, package)
+
+
+def find() -> str | None:
+    """The version of the kernel that is noted and in the cache, None where it has yet to be fetched."""
+    package = _pinned("kernel")
+    if package is None or cache.default().find(_tree_key(package)) is None:
+        return None
+    return package.name.removeprefix("linux-image-")
 
 
 def busybox() -> Path:
