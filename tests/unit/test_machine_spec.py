@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from hvtools import cli
+from hvtools.doctor.check import Check, Mark
+from hvtools.doctor.kvm import Kvm, examine
 from hvtools.errors import UsageError
+from hvtools.machines import registry
 from hvtools.machines.protocols import Cause
-from hvtools.machines.qemu import DEFAULT_CPU, Firmware, console_pipes, ending_of, qemu_arguments
-from hvtools.machines.registry import CAPABILITIES, PLATFORMS, platform_named, platforms_with
+from hvtools.machines.qemu import DEFAULT_ACCELERATOR, DEFAULT_CPU, Firmware, console_pipes, ending_of, qemu_arguments
+from hvtools.machines.registry import CAPABILITIES, PLATFORMS, kvm_platform, platform_named, platforms_with
 from hvtools.machines.spec import MAX_CPUS, MachineSpec
 
 MONITOR = 9
@@ -131,6 +135,40 @@ def test_a_capability_that_does_not_exist_is_no_silent_nothing() -> None:
 def test_an_unknown_platform_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match=f"no platform 'vax': there is .*{next(iter(PLATFORMS))}"):
         platform_named("vax")
+
+
+@pytest.mark.parametrize("vendor", ["svm", "vmx"])
+def test_kvm_is_the_same_machine_with_another_accelerator(vendor: str) -> None:
+    platform = kvm_platform(Kvm([], vendor))
+    assert platform.vendor == vendor and {vendor, "hypervisor", "linux"} <= platform.capabilities
+    machine = platform.create(spec(), None)
+    changed = qemu_arguments(machine.spec, Firmware(Path("code.fd"), Path("vars.fd")), MONITOR)
+    assert {pair for pair in zip(arguments(), changed, strict=True) if pair[0] != pair[1]} == {
+        (DEFAULT_ACCELERATOR, "kvm"),
+        (DEFAULT_CPU, "host,host-phys-bits=on"),
+    }
+    own = platform.create(spec(cpu_model=platform.plain_cpu, accelerator="kvm,x=y"), None)
+    assert own.spec.cpu_model == f"host,host-phys-bits=on,-{vendor}" and own.spec.accelerator == "kvm,x=y"
+
+
+def test_kvm_is_refused_with_the_doctors_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Kvm([Check("nested", Mark.BAD, "off", "nested=1")], None)
+    monkeypatch.setattr(registry, "_kvm", lambda: found)
+    with pytest.raises(UsageError, match=r"^--on kvm: nested: off \(nested=1\)$"):
+        platform_named("kvm")
+    assert "kvm" not in {platform.name for platform in platforms_with({"linux"})}
+    monkeypatch.setattr(registry, "_kvm", lambda: Kvm([], "vmx"))
+    assert "kvm" in {platform.name for platform in platforms_with({"vmx", "linux"})}
+    assert "kvm" not in {platform.name for platform in platforms_with({"svm", "linux"})}
+
+
+def test_the_command_line_refuses_kvm_where_the_doctor_does(capsys: pytest.CaptureFixture[str]) -> None:
+    found = examine()
+    if found.ready:
+        assert platform_named("kvm").vendor == found.vendor
+        return
+    assert cli.run(["boot", "--on", "kvm"]) == 2
+    assert capsys.readouterr().err == f"hv: error: --on kvm: {found.reason}\n"
 
 
 def test_pipes_carry_both_ways_and_their_names_go_away(tmp_path: Path) -> None:

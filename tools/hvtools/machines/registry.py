@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import PurePosixPath
 
 from hvtools import bochs, toolchain
+from hvtools.doctor.kvm import CPU as KVM_CPU
+from hvtools.doctor.kvm import Kvm, examine
 from hvtools.errors import UsageError
 from hvtools.machines.bochs import ACCELERATOR, SVM_CPU, VMX_CPU, BochsMachine
 from hvtools.machines.protocols import Machine
@@ -97,6 +99,7 @@ def _bochs(vendor: str, cpu_model: str, capabilities: set[str]) -> Platform:
     )
 
 
+# Those that every machine can be made ready for; KVM is only known when it is asked for.
 PLATFORMS = {
     platform.name: platform
     for platform in (
@@ -117,22 +120,61 @@ PLATFORMS = {
     )
 }
 DEFAULT_PLATFORM = "qemu-svm"
+KVM = "kvm"
+PLATFORM_NAMES = (*PLATFORMS, KVM)
+
+
+def _kvm_machine(spec: MachineSpec, listener: Listener | None) -> Machine:
+    model, accelerator = spec.cpu_model or KVM_CPU, spec.accelerator or KVM
+    return QemuMachine(replace(spec, cpu_model=model, accelerator=accelerator), listener)
+
+
+def kvm_platform(found: Kvm) -> Platform:
+    """This machine's own KVM with nested virtualization, in the emulator's machine.
+
+    Args:
+        found: what the doctor says about it.
+
+    Raises:
+        UsageError: HvDxe cannot run in its guests; says why.
+    """
+    if found.vendor is None or not found.ready:
+        raise UsageError(f"--on {KVM}: {found.reason}")
+    return Platform(
+        name=KVM,
+        vendor=found.vendor,
+        capabilities=frozenset(
+            {found.vendor, "hypervisor", "fast", "smp", "concurrent", "variables", "poweroff", "linux"}
+        ),
+        cpu_model=KVM_CPU,
+        accelerator=KVM,
+        concurrent_accelerator=KVM,
+        create=_kvm_machine,
+        plain_cpu=f"{KVM_CPU},-{found.vendor}",
+    )
+
+
+@cache
+def _kvm() -> Kvm:
+    return examine()
 
 
 def platform_named(name: str) -> Platform:
     """Find a platform.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or this machine cannot be it.
     """
+    if name == KVM:
+        return kvm_platform(_kvm())
     try:
         return PLATFORMS[name]
     except KeyError:
-        raise UsageError(f"no platform {name!r}: there is {', '.join(sorted(PLATFORMS))}") from None
+        raise UsageError(f"no platform {name!r}: there is {', '.join(sorted(PLATFORM_NAMES))}") from None
 
 
 def platforms_with(capabilities: Iterable[str]) -> list[Platform]:
-    """Find the platforms that have all of `capabilities`.
+    """Find the platforms of this machine that have all of `capabilities`.
 
     Raises:
         ValueError: no platform could ever have one of them, because it is not in CAPABILITIES.
@@ -141,4 +183,5 @@ def platforms_with(capabilities: Iterable[str]) -> list[Platform]:
     unknown = wanted - CAPABILITIES.keys()
     if unknown:
         raise ValueError(f"unknown capabilities {sorted(unknown)}")
-    return [platform for platform in PLATFORMS.values() if wanted <= platform.capabilities]
+    own = [kvm_platform(_kvm())] if _kvm().ready else []
+    return [platform for platform in (*PLATFORMS.values(), *own) if wanted <= platform.capabilities]

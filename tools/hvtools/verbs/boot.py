@@ -10,7 +10,7 @@ from hvtools.boot import progress, runner
 from hvtools.boot.request import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, BootRequest, parse_added, parse_settings
 from hvtools.errors import HvError
 from hvtools.generated.options import OPTIONS
-from hvtools.machines.registry import DEFAULT_PLATFORM, PLATFORMS
+from hvtools.machines.registry import DEFAULT_PLATFORM, PLATFORM_NAMES
 
 _FILE = click.Path(path_type=Path)
 _OPTIONS_TEXT = "\n".join(
@@ -23,7 +23,7 @@ _OPTIONS_TEXT = "\n".join(
     "boot",
     epilog=f"\b\nOptions of the hypervisor for --set:\n{_OPTIONS_TEXT}",
 )
-@click.option("--on", "platform", metavar="PLATFORM", default=DEFAULT_PLATFORM, help=f"{', '.join(PLATFORMS)}.")
+@click.option("--on", "platform", metavar="PLATFORM", default=DEFAULT_PLATFORM, help=f"{', '.join(PLATFORM_NAMES)}.")
 @click.option("--cpus", type=int, default=DEFAULT_CPUS, metavar="N", help=f"Processors ({DEFAULT_CPUS}).")
 @click.option(
     "--memory", type=int, default=DEFAULT_MEMORY_MIB, metavar="MIB", help=f"RAM in MiB ({DEFAULT_MEMORY_MIB})."
