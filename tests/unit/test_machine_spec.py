@@ -65,6 +65,12 @@ def test_model_and_accelerator_can_be_chosen() -> None:
     assert values_of("-accel", words) == ["tcg,thread=multi"]
 
 
+def test_counting_instructions_is_an_option_of_its_own() -> None:
+    words = arguments(accelerator="tcg,icount:shift=3,sleep=off")
+    assert values_of("-accel", words) == ["tcg"] and values_of("-icount", words) == ["shift=3,sleep=off"]
+    assert values_of("-icount", arguments()) == []
+
+
 def test_processors_are_stopped_until_the_monitor_says_so() -> None:
     assert "-S" in arguments()
 

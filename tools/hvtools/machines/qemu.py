@@ -47,6 +47,16 @@ def _option(*fields: str, **values: object) -> str:
     return ",".join(parts)
 
 
+def split_accelerator(text: str) -> tuple[str, str]:
+    """Take `tcg,icount:shift=3,sleep=off` apart: counting instructions is an option of its own in QEMU.
+
+    Returns:
+        what -accel gets, and what -icount gets.
+    """
+    accelerator, _, counting = text.partition(",icount:")
+    return accelerator, counting
+
+
 def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int) -> list[str]:
     """Turn a specification into QEMU's arguments, without the program's name.
 
@@ -63,7 +73,10 @@ def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int) -> list[
     """
     arguments = ["-nodefaults", "-no-user-config", "-display", "none", "-S"]
     arguments += ["-machine", "q35"]
-    arguments += ["-accel", spec.accelerator or DEFAULT_ACCELERATOR]
+    accelerator, counting = split_accelerator(spec.accelerator or DEFAULT_ACCELERATOR)
+    arguments += ["-accel", accelerator]
+    if counting:
+        arguments += ["-icount", counting]
     arguments += ["-cpu", spec.cpu_model or DEFAULT_CPU]
     arguments += ["-smp", str(spec.cpus)]
     arguments += ["-m", f"{spec.memory_mib}M"]

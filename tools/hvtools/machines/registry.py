@@ -45,6 +45,9 @@ class Platform:
         cpu_model: the default processor.
         accelerator: the default accelerator.
         concurrent_accelerator: the one that gives the capability "concurrent".
+        counting_accelerator: the one with which the time stamp counter counts instructions, None for the default.
+        ticks_per_instruction: how far the counter goes with each then, 0 where it does not count them. On Bochs, with
+            one processor.
         create: makes a machine of a specification.
         plain_cpu: a processor without virtualization.
         exact_cpu: one that does the same in each run, where the platform can do that.
@@ -62,6 +65,8 @@ class Platform:
     create: Callable[[MachineSpec, Listener | None], Machine]
     plain_cpu: str
     exact_cpu: str | None = None
+    counting_accelerator: str | None = None
+    ticks_per_instruction: int = 0
     patience: float = 1.0
     drivers: tuple[PurePosixPath, ...] = ()
     prepare: Callable[[], None] = lambda: None
@@ -93,6 +98,7 @@ def _bochs(vendor: str, cpu_model: str, capabilities: set[str]) -> Platform:
         create=partial(BochsMachine, default_cpu=cpu_model),
         plain_cpu=f"{cpu_model},-{vendor}",
         exact_cpu=f"{cpu_model},-rdrand,-rdseed",  # their numbers depend on the host's clock
+        ticks_per_instruction=1,
         patience=2.0,
         drivers=(PurePosixPath("BochsAcpiDxe.efi"),),
         prepare=_prepare_bochs,
@@ -114,6 +120,8 @@ PLATFORMS = {
             concurrent_accelerator="tcg,thread=multi",
             create=QemuMachine,
             plain_cpu="qemu64,-svm",
+            counting_accelerator="tcg,icount:shift=3,sleep=off",
+            ticks_per_instruction=8,
         ),
         _bochs("vmx", VMX_CPU, {"hypervisor"}),
         _bochs("svm", SVM_CPU, {"hypervisor"}),

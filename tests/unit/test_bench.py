@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""Figures, budgets and reports of `hv bench`. No machine runs here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hvtools.bench import budgets, show
+from hvtools.bench.budgets import Budget, over_budget, read_budgets
+from hvtools.bench.figures import Figure, figure, read_report, report_of
+from hvtools.bench.shell import costs, parse
+from hvtools.errors import HvError, UsageError
+from hvtools.machines.registry import PLATFORMS
+
+CONSOLE = """\
+hvbench: when=native name=nop loops=10 min=10 sum=100
+hvbench: when=native name=exit.cpuid loops=10 min=17 sum=170
+hvbench: when=native name=ipi loops=10 min=5 sum=70
+hvbench: when=hv name=nop loops=10 min=10 sum=100
+hvbench: when=hv name=exit.cpuid loops=10 min=97 sum=980
+hvbench: when=hv name=ipi loops=10 min=500 sum=5000
+hvbench: when=hv name=exit.hypercall.base loops=10 min=12 sum=120
+hvbench: when=hv name=exit.hypercall loops=10 min=99 sum=990
+hvbench: when=hv name=alone loops=10 min=99 sum=990
+"""
+
+
+def test_a_loop_without_the_hypervisor_is_taken_off() -> None:
+    assert costs(parse(CONSOLE.replace("\n", "\r\n"))) == {
+        "nop": 0,
+        "exit.cpuid": 81,
+        "ipi": 493,
+        "exit.hypercall": 87,
+    }
+
+
+def test_without_a_second_pass_there_is_no_figure() -> None:
+    assert costs(parse(CONSOLE.replace("when=hv", "when=native"))) == {}
+
+
+def test_the_value_is_the_median_and_whole_where_it_can_be() -> None:
+    assert figure("x", "p", 1, "exits", [3, 1, 2]).value == 2
+    assert isinstance(figure("x", "p", 1, "exits", [3, 1, 2.0]).value, int)
+    assert figure("x", "p", 1, "seconds", [1, 2]).value == 1.5
+
+
+def test_a_report_comes_back_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    report = report_of([figure("exit.cpuid", "bochs-vmx", 1, "instructions", [80])])
+    path.write_text(json.dumps(report.as_json()))
+    assert read_report(path) == report
+    assert set(json.loads(path.read_text())["figures"][0]) == {"name", "platform", "cpus", "unit", "value", "runs"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"commit": "", "date": "", "figures": [{"name": "x"}]}'])
+def test_what_is_no_report_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="no report of `hv bench --json`"):
+        read_report(path)
+
+
+LIMIT = Budget("exit.cpuid", "bochs-vmx", 1, "instructions", 110)
+
+
+@pytest.mark.parametrize(
+    ("measured", "complaint"),
+    [
+        (figure("exit.cpuid", "bochs-vmx", 1, "instructions", [110]), None),
+        (figure("exit.cpuid", "bochs-vmx", 1, "instructions", [111]), "111 instructions, at most 110"),
+        (figure("exit.cpuid", "bochs-vmx", 1, "ticks", [1]), "measured in ticks"),
+        (figure("exit.cpuid", "bochs-vmx", 2, "instructions", [1]), "was not measured"),
+    ],
+)
+def test_over_budget(measured: Figure, complaint: str | None) -> None:
+    found = over_budget([measured], [LIMIT])
+    assert (found == []) if complaint is None else (len(found) == 1 and complaint in found[0])
+
+
+def test_the_budgets_are_of_platforms_that_exist() -> None:
+    found = read_budgets()
+    assert {each.platform for each in found} <= {*PLATFORMS, "host"} and len(found) > 10
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        (("seconds", '"a" = 1'), "no budgets in seconds"),
+        (
+            ("bytes", '"a" = 1 }\n[[budget]]\nplatform = "p"\ncpus = 1\nunit = "bytes"\nlimits = { "a" = 2'),
+            "two budgets",
+        ),
+    ],
+)
+def test_a_bad_table_of_budgets_is_refused(tmp_path: Path, rows: tuple[str, str], complaint: str) -> None:
+    path = tmp_path / "budgets.toml"
+    path.write_text(f'[[budget]]\nplatform = "p"\ncpus = 1\nunit = "{rows[0]}"\nlimits = {{ {rows[1]} }}\n')
+    with pytest.raises(HvError, match=complaint):
+        budgets.read_budgets(path)
+
+
+def test_a_change_is_shown() -> None:
+    old = report_of([figure("exit.cpuid", "bochs-vmx", 1, "instructions", [200])])
+    new = report_of([figure("exit.cpuid", "bochs-vmx", 1, "instructions", [100])])
+    cells = [str(cell) for column in show.table(new, old).columns for cell in column.cells]
+    assert "100 was 200 (-50.0%)" in cells

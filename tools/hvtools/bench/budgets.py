@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""The budgets: what a deterministic figure may be at most."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvtools.bench.figures import DETERMINISTIC, Figure
+from hvtools.errors import HvError
+
+BUDGETS = Path(__file__).with_name("budgets.toml")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that a figure may be."""
+
+    name: str
+    platform: str
+    cpus: int
+    unit: str
+    limit: float
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """The figure that it is for."""
+        return self.name, self.platform, self.cpus
+
+
+def read_budgets(path: Path = BUDGETS) -> list[Budget]:
+    """Read the file.
+
+    Raises:
+        HvError: a row is no budget, or two are for the same figure.
+    """
+    budgets: list[Budget] = []
+    for group in tomllib.loads(path.read_text())["budget"]:
+        for name, limit in group["limits"].items():
+            budget = Budget(name, group["platform"], group["cpus"], group["unit"], limit)
+            if budget.unit not in DETERMINISTIC:
+                raise HvError(f"{path.name}: {name} on {budget.platform}: there are no budgets in {budget.unit}")
+            if any(other.key == budget.key for other in budgets):
+                raise HvError(f"{path.name}: two budgets for {name} on {budget.platform} with {budget.cpus} CPUs")
+            budgets.append(budget)
+    return budgets
+
+
+def over_budget(figures: Iterable[Figure], budgets: Iterable[Budget]) -> list[str]:
+    """Compare figures with their budgets.
+
+    Args:
+        figures: what was measured.
+        budgets: of the figures that had to be measured: one that is missing counts as over its budget.
+
+    Returns:
+        one line for each figure that is over.
+    """
+    measured = {each.key: each for each in figures}
+    found = []
+    for budget in budgets:
+        where = f"{budget.name} on {budget.platform} with {budget.cpus} CPU{'s' * (budget.cpus != 1)}"
+        got = measured.get(budget.key)
+        if got is None:
+            found.append(f"{where} was not measured")
+        elif got.unit != budget.unit:
+            found.append(f"{where} was measured in {got.unit}, its budget is in {budget.unit}")
+        elif got.value > budget.limit:
+            found.append(f"{where}: {got.value:g} {got.unit}, at most {budget.limit:g}")
+    return found

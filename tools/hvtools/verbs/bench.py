@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""`hv bench`: what the hypervisor costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hvtools import report, ui
+from hvtools.bench import budgets, plan, show
+from hvtools.bench.figures import read_report, report_of
+from hvtools.boot.runner import logs_folder
+from hvtools.errors import HvError
+from hvtools.machines.registry import PLATFORMS, platform_named
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command("bench")
+@click.option("--on", "platforms", metavar="PLATFORM", multiple=True, help=f"{', '.join(PLATFORMS)}; default: all.")
+@click.option("--quick", is_flag=True, help="Only what takes seconds.")
+@click.option("--check", is_flag=True, help="Fail if a figure that has a budget is over it; measures only those.")
+@click.option("--compare", metavar="FILE", type=_FILE, help="Show the change since a report of --json.")
+@report.json_option
+@click.option("--keep", type=_FOLDER, metavar="DIR", help="Folder for all logs.")
+def command(
+    platforms: tuple[str, ...],
+    quick: bool,
+    check: bool,
+    compare: Path | None,
+    json_file: Path | None,
+    keep: Path | None,
+) -> int:
+    """Measure what the hypervisor costs: instructions of each exit, exits of a boot, time, memory.
+
+    Instructions are exact: Bochs counts them, and QEMU does with -icount. Every other figure has the unit in which it
+    was measured.
+    """
+    names = [platform_named(name).name for name in platforms or PLATFORMS]
+    before = read_report(compare) if compare else None
+    folder = logs_folder(keep)
+    wanted = plan.CHECKED if check else plan.QUICK if quick else plan.ALL
+    figures = []
+    for part in wanted:
+        with ui.step(part.title) as step:
+            figures += part.measure(names, folder, step)
+    result = report_of(figures)
+    ui.out.print(show.table(result, before))
+    report.write(json_file, result.as_json())
+    if check:
+        over = budgets.over_budget(figures, [each for each in budgets.read_budgets() if each.platform in names])
+        if over:
+            raise HvError("over budget: " + "; ".join(over))
+    return 0
