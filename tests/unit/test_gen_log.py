@@ -42,7 +42,7 @@ def arguments(text: str, start: int) -> list[str]:
 def calls(text: str) -> Iterator[list[str]]:
     """Yield the arguments of each HV_LOG."""
     text = without_comments(text)
-    for match in re.finditer(r"\bHV_LOG \(", text):
+    for match in re.finditer(r"\bHV_LOG(?:_GUEST)? \(", text):
         yield arguments(text, match.end() - 1)
 
 

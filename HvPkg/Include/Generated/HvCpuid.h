@@ -271,6 +271,11 @@
 #define HV_DR6_BT       0x0000000000008000ULL  ///< task switch
 
 //
+// DR7 (SDM 18.2.4; APM2 13.1.1)
+//
+#define HV_DR7_GD  0x0000000000002000ULL  ///< an access to a debug register raises #DB; cleared by each #DB
+
+//
 // Exception vectors (SDM 6.3.1 Table 6-1; APM2 8.2 Table 8-1)
 //
 #define HV_VECTOR_DE   0x00  ///< divide error

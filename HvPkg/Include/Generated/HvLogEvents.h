@@ -66,6 +66,7 @@ typedef enum {
   HvLogEventHostPark,          ///< this processor stops
   HvLogEventPagePoolEmpty,     ///< no page is left for nested tables
   HvLogEventMemoryTypes,       ///< the MTRRs changed, and the nested tables with them
+  HvLogEventLogLimit,          ///< this processor logs no more events of this kind: the guest can cause as many as it likes
   HvLogEventMapFailed,         ///< an address could not be mapped
   HvLogEventCount,             ///< number of events
 } HV_LOG_EVENT;
@@ -109,6 +110,7 @@ typedef enum {
   X (HostPark,         HvLogError, "host-park",          "reason=%s")                                                               \
   X (PagePoolEmpty,    HvLogError, "page-pool-empty",    "used=%u")                                                                 \
   X (MemoryTypes,      HvLogInfo,  "memory-types",       "def-type=%x tables=%u")                                                   \
+  X (LogLimit,         HvLogWarn,  "log-limit",          "event=%s")                                                                \
   X (MapFailed,        HvLogError, "map-failed",         "gpa=%x reason=%s")
 
 /// X (event, name): events that go to the ring only, never to a slow device.

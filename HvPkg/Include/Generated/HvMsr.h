@@ -186,6 +186,12 @@
 #define HV_MSR_OSVW_STATUS     0xC0010141  ///< OS visible workarounds: status (APM2 Appendix A)
 
 //
+// DEBUGCTL (SDM 18.4.1; APM2 13.1.1)
+//
+#define HV_DEBUGCTL_LBR  0x0000000000000001ULL  ///< last branches are recorded; cleared by each #DB
+#define HV_DEBUGCTL_BTF  0x0000000000000002ULL  ///< TF traps behind branches alone
+
+//
 // EFER (APM2 3.1.7; SDM 2.2.1)
 //
 #define HV_EFER_SCE      0x0000000000000001ULL  ///< SYSCALL and SYSRET

@@ -10,6 +10,7 @@
 #include <Uefi/UefiBaseType.h>
 #include <Hv/HvAsm.h>
 #include <Generated/HvExitKind.h>
+#include <Generated/HvLogEvents.h>
 #include <Generated/HvStatus.h>
 #include <Library/HvApicLib.h>
 #include <Library/HvMailboxLib.h>
@@ -123,7 +124,8 @@ typedef struct {
 typedef enum {
   HvEventNone,
   HvEventException,
-  HvEventNmi
+  HvEventNmi,
+  HvEventInterrupt  ///< an external one: only queued again when an exit cut off its delivery
 } HV_EVENT_TYPE;
 
 ///
@@ -221,6 +223,7 @@ struct _HV_CPU {
   CONST CHAR8        *LaunchReason;
   UINT64             Gdt[8];
   UINT8              Tss[104];
+  UINT8              Logged[HvLogEventCount]; ///< this processor: HV_LOG_GUEST
 };
 
 STATIC_ASSERT (OFFSET_OF (HV_CPU, Self) == HV_CPU_SELF, "HvAsm.h");

@@ -84,6 +84,30 @@ HvLogEvent (
   HvLogEvent ((CpuIndex), HvLogEvent##Event, (CONST UINT64[]) { 0, ##__VA_ARGS__ } + 1)
 
 ///
+/// Events of one kind that HvLogLimited logs with one counter.
+///
+#define HV_LOG_LIMIT  16
+
+/**
+  Logs an event that a guest can cause as often as it likes: a limited number, the last of them followed by an event that
+  says so, and then no more. Events below the level are not counted.
+
+  @param[in]     CpuIndex  The processor that logs.
+  @param[in]     Event     The event.
+  @param[in,out] Logged    How many there were, 0 at the start.
+  @param[in]     Args      As for HvLogEvent.
+
+  @par Context: Any
+**/
+VOID
+HvLogLimited (
+  IN     UINT32        CpuIndex,
+  IN     HV_LOG_EVENT  Event,
+  IN OUT UINT8         *Logged,
+  IN     CONST UINT64  *Args
+  );
+
+///
 /// A string as a value of HV_LOG.
 ///
 #define HV_STR(Text)  ((UINT64)(UINTN)(Text))

@@ -75,8 +75,12 @@ struct _HV_BACKEND_OPS {
   /// Queues an event for the next entry. HvEventNone takes back what is queued. Host.
   VOID (*Inject)(IN OUT HV_VCPU *Vcpu, IN CONST HV_EVENT *Event);
 
-  /// TRUE when the next entry delivers an event already. Host.
-  BOOLEAN (*EventQueued)(IN HV_VCPU *Vcpu);
+  /// TRUE when the next entry delivers an event already, which Event then is. Host.
+  BOOLEAN (*EventQueued)(IN HV_VCPU *Vcpu, OUT HV_EVENT *Event);
+
+  /// Behind an instruction that began with TF set and was carried out for the guest: the trap that the processor would
+  /// take there, with all that belongs to it. Nothing with DEBUGCTL.BTF, which leaves the trap to branches. Host.
+  VOID (*StepTrap)(IN OUT HV_VCPU *Vcpu);
 
   /// Exit when the guest is about to execute IRET, or takes #DB. Host.
   VOID (*InterceptIret)(IN OUT HV_VCPU *Vcpu, IN BOOLEAN On);
@@ -202,6 +206,32 @@ HvCoreCpuid (
   IN  UINT32  Leaf,
   IN  UINT32  SubLeaf,
   OUT UINT32  Registers[4]
+  );
+
+///
+/// What two events become when the second comes during the delivery of the first.
+///
+typedef enum {
+  HvCombinedSecond,      ///< the second; an instruction that caused the first is executed again behind its handler
+  HvCombinedDoubleFault,
+  HvCombinedShutdown
+} HV_COMBINED;
+
+/**
+  What becomes of an exception that is raised while another event is being delivered (SDM volume 3, 6.15 table 6-5; APM2
+  8.2.9).
+
+  @param[in] First   The event that was being delivered.
+  @param[in] Second  The exception.
+
+  @return  What the two are together.
+
+  @par Context: Any
+**/
+HV_COMBINED
+HvCoreCombine (
+  IN CONST HV_EVENT  *First,
+  IN UINT8           Second
   );
 
 /**

@@ -285,3 +285,21 @@ HvLogEvent (
       WritePorts (&Line);
   }
 }
+
+VOID
+HvLogLimited (
+  IN     UINT32        CpuIndex,
+  IN     HV_LOG_EVENT  Event,
+  IN OUT UINT8         *Logged,
+  IN     CONST UINT64  *Args
+  )
+{
+  if ((mEvents[Event].Level > mLevel) || (*Logged == HV_LOG_LIMIT)) {
+    return;
+  }
+
+  HvLogEvent (CpuIndex, Event, Args);
+  if (++*Logged == HV_LOG_LIMIT) {
+    HV_LOG (CpuIndex, LogLimit, HV_STR (mEvents[Event].Name));
+  }
+}

@@ -13,13 +13,14 @@ HvOnApicWrite (
   IN     HV_EXIT  *Exit
   )
 {
-  HV_INSN  Insn;
-  UINT64   Value;
-  UINT32   Offset;
-  UINT32   Old;
+  HV_INSN   Insn;
+  HV_EVENT  Event;
+  UINT64    Value;
+  UINT32    Offset;
+  UINT32    Old;
 
-  if ((Exit->FaultFlags & HV_FAULT_TABLE) != 0) {
-    HV_LOG (Cpu->Index, NpfUnexpected, Exit->Gpa, Exit->Info1, Vcpu->Regs.Rip);
+  if (((Exit->FaultFlags & HV_FAULT_TABLE) != 0) || Cpu->Host->Ops->EventQueued (Vcpu, &Event)) {
+    HV_LOG_GUEST (Cpu, NpfUnexpected, Exit->Gpa, Exit->Info1, Vcpu->Regs.Rip);
     HvCoreRaise (Vcpu, HV_VECTOR_GP);
     return;
   }
@@ -40,7 +41,7 @@ HvOnApicWrite (
 
   // Registers are 32 bits wide and have to be accessed so (SDM volume 3, 10.4.1; APM2 16.3.2).
   if ((Insn.OperandSize != sizeof (UINT32)) || !HvCoreStore (Vcpu, &Insn, Old, &Value)) {
-    HV_LOG (Cpu->Index, DecodeFailed, Vcpu->Regs.Rip, Insn.Op, HV_STR ("a store to the local APIC that is not carried out"));
+    HV_LOG_GUEST (Cpu, DecodeFailed, Vcpu->Regs.Rip, Insn.Op, HV_STR ("a store to the local APIC that is not carried out"));
     HvCoreRaise (Vcpu, HV_VECTOR_GP);
     return;
   }

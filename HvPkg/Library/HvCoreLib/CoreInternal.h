@@ -19,6 +19,17 @@
 #include <Generated/HvHypercall.h>
 #include <Generated/HvMsr.h>
 
+///
+/// HV_LOG for what a guest can cause as often as it likes.
+///
+#define HV_LOG_GUEST(Cpu, Event, ...)    \
+  HvLogLimited (                         \
+    (Cpu)->Index,                        \
+    HvLogEvent##Event,                   \
+    &(Cpu)->Logged[HvLogEvent##Event],   \
+    (CONST UINT64[]) { 0, ##__VA_ARGS__ } + 1 \
+    )
+
 typedef
 VOID
 (*HV_EXIT_HANDLER)(
@@ -277,7 +288,24 @@ HvCoreInterruptCommand (
   );
 
 /**
-  Queues an exception for the guest.
+  Queues an exception for the guest. While another event is queued, which is one whose delivery the exit cut off, it
+  becomes what the two are together: itself, #DF, or a shutdown.
+
+  @param[in,out] Vcpu       The virtual processor.
+  @param[in]     Vector     The exception.
+  @param[in]     ErrorCode  Its error code, if it has one; without EXT.
+
+  @par Context: Host
+**/
+VOID
+HvCoreRaiseWithCode (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT8    Vector,
+  IN     UINT32   ErrorCode
+  );
+
+/**
+  Queues an exception for the guest, with error code 0 if it has one.
 
   @par Context: Host
 **/
@@ -285,6 +313,16 @@ VOID
 HvCoreRaise (
   IN OUT HV_VCPU  *Vcpu,
   IN     UINT8    Vector
+  );
+
+/**
+  The guest's triple fault: logged, then the same on the bare processor. Does not return.
+
+  @par Context: Host
+**/
+VOID
+HvCoreShutdown (
+  IN OUT HV_VCPU  *Vcpu
   );
 
 /**

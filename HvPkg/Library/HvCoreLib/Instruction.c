@@ -6,21 +6,6 @@
 
 #include "CoreInternal.h"
 
-VOID
-HvCoreRaise (
-  IN OUT HV_VCPU  *Vcpu,
-  IN     UINT8    Vector
-  )
-{
-  HV_EVENT  Event;
-
-  Event.Type         = HvEventException;
-  Event.Vector       = Vector;
-  Event.HasErrorCode = (BOOLEAN)(Vector == HV_VECTOR_GP);
-  Event.ErrorCode    = 0;
-  Vcpu->Cpu->Host->Ops->Inject (Vcpu, &Event);
-}
-
 ///
 /// The page fault that the fetch of an instruction raises now: another processor may have changed the tables since.
 ///
@@ -32,15 +17,10 @@ RaisePageFault (
   )
 {
   HV_VCPU_STATE  State;
-  HV_EVENT       Event;
 
   State.Cr2 = Fault->Cr2;
   Vcpu->Cpu->Host->Ops->StateSet (Vcpu, HV_STATE_CR2, &State);
-  Event.Type         = HvEventException;
-  Event.Vector       = HV_VECTOR_PF;
-  Event.HasErrorCode = TRUE;
-  Event.ErrorCode    = Fault->ErrorCode;
-  Vcpu->Cpu->Host->Ops->Inject (Vcpu, &Event);
+  HvCoreRaiseWithCode (Vcpu, HV_VECTOR_PF, Fault->ErrorCode);
 }
 
 RETURN_STATUS
@@ -90,7 +70,7 @@ LogDecodeFailure (
     Text = LShiftU64 (Text, 8) | Bytes[Index];
   }
 
-  HV_LOG (Cpu->Index, DecodeFailed, Vcpu->Regs.Rip, Text, HV_STR (Reason));
+  HV_LOG_GUEST (Cpu, DecodeFailed, Vcpu->Regs.Rip, Text, HV_STR (Reason));
 }
 
 BOOLEAN
@@ -208,10 +188,7 @@ HvCoreRetire (
   }
 
   if (((Vcpu->Regs.Rflags & HV_RFLAGS_TF) != 0) && (!Vcpu->NmiStepping || Vcpu->StepGuestTf)) {
-    Ops->StateGet (Vcpu, HV_STATE_DEBUG, &State);
-    State.Dr6 |= HV_DR6_BS;
-    Ops->StateSet (Vcpu, HV_STATE_DEBUG, &State);
-    HvCoreRaise (Vcpu, HV_VECTOR_DB);
+    Ops->StepTrap (Vcpu);
   }
 }
 

@@ -6,8 +6,7 @@
 
 #include "CoreInternal.h"
 
-#define SIZE_ON_DEMAND      SIZE_1GB ///< a hole is filled in pieces of this size
-#define HOST_WRITES_LOGGED  4        ///< of each processor
+#define SIZE_ON_DEMAND  SIZE_1GB ///< a hole is filled in pieces of this size
 
 BOOLEAN
 HvCoreIsHostMemory (
@@ -93,14 +92,14 @@ HvOnNestedFault (
   Vm    = Vcpu->Vm;
   if ((Exit->FaultFlags & HV_FAULT_MALFORMED) != 0) {
     HvPagingQuery (&Vm->Nested, Exit->Gpa, &Leaf);
-    HV_LOG (Cpu->Index, NestedMalformed, Exit->Gpa, Leaf.Attributes, Leaf.Level, Vcpu->Regs.Rip);
+    HV_LOG_GUEST (Cpu, NestedMalformed, Exit->Gpa, Leaf.Attributes, Leaf.Level, Vcpu->Regs.Rip);
     HvCoreRaise (Vcpu, HV_VECTOR_GP);
     return;
   }
 
   Limit = LShiftU64 (1, Vm->Nested.AddressBits);
   if (((Exit->FaultFlags & HV_FAULT_PRESENT) != 0) || (Exit->Gpa >= Limit)) {
-    HV_LOG (Cpu->Index, NpfUnexpected, Exit->Gpa, Exit->Info1, Vcpu->Regs.Rip);
+    HV_LOG_GUEST (Cpu, NpfUnexpected, Exit->Gpa, Exit->Info1, Vcpu->Regs.Rip);
     HvCoreRaise (Vcpu, HV_VECTOR_GP);
     return;
   }
@@ -122,10 +121,10 @@ HvOnNestedFault (
   HvCoreUnlock (&Vm->Lock);
   if (RETURN_ERROR (Status)) {
     if (Status == RETURN_OUT_OF_RESOURCES) {
-      HV_LOG (Cpu->Index, PagePoolEmpty, Host->Pool.Used);
+      HV_LOG_GUEST (Cpu, PagePoolEmpty, Host->Pool.Used);
     }
 
-    HV_LOG (Cpu->Index, MapFailed, Exit->Gpa, HV_STR ("no nested mapping"));
+    HV_LOG_GUEST (Cpu, MapFailed, Exit->Gpa, HV_STR ("no nested mapping"));
     HvCoreRaise (Vcpu, HV_VECTOR_GP);
   }
 }
@@ -137,17 +136,14 @@ HvOnHostMemory (
   IN     HV_EXIT  *Exit
   )
 {
-  HV_INSN  Insn;
-  UINT64   Value;
+  HV_INSN   Insn;
+  HV_EVENT  Event;
+  UINT64    Value;
 
-  // All are counted; a guest must not be able to fill the log.
-  if (Cpu->Exits[HvExitHostMemory] <= HOST_WRITES_LOGGED) {
-    HV_LOG (Cpu->Index, HostWriteDropped, Exit->Gpa, Vcpu->Regs.Rip);
-  }
-
-  if ((Exit->FaultFlags & HV_FAULT_TABLE) != 0) {
-    // The guest keeps page tables there. What it would read is all ones, with reserved bits; its own linear address is
-    // not known, so it gets #GP in place of #PF.
+  HV_LOG_GUEST (Cpu, HostWriteDropped, Exit->Gpa, Vcpu->Regs.Rip);
+  if (((Exit->FaultFlags & HV_FAULT_TABLE) != 0) || Cpu->Host->Ops->EventQueued (Vcpu, &Event)) {
+    // The guest keeps page tables there, or its stack for an event. It would read all ones, and could not return; the
+    // linear address is not known, so it gets #GP in place of #PF.
     HvCoreRaise (Vcpu, HV_VECTOR_GP);
     return;
   }
@@ -157,7 +153,7 @@ HvOnHostMemory (
   }
 
   if (!HvCoreStore (Vcpu, &Insn, MAX_UINT64, &Value)) {
-    HV_LOG (Cpu->Index, DecodeFailed, Vcpu->Regs.Rip, Insn.Op, HV_STR ("a store that is not carried out"));
+    HV_LOG_GUEST (Cpu, DecodeFailed, Vcpu->Regs.Rip, Insn.Op, HV_STR ("a store that is not carried out"));
     HvCoreRaise (Vcpu, HV_VECTOR_GP);
     return;
   }

@@ -120,9 +120,9 @@ HvCoreMtrrsWritten (
   Status = Retype (Host, &Vcpu->Vm->Nested);
   HvCoreUnlock (&Vcpu->Vm->Lock);
   if (RETURN_ERROR (Status)) {
-    HV_LOG (Cpu->Index, MapFailed, 0, HV_STR ("the nested tables do not follow the MTRRs"));
+    HV_LOG_GUEST (Cpu, MapFailed, 0, HV_STR ("the nested tables do not follow the MTRRs"));
   }
 
   HvCoreFlushAll (Cpu, Vcpu);
-  HV_LOG (Cpu->Index, MemoryTypes, Mtrrs.DefType, Host->Pool.Used);
+  HV_LOG_GUEST (Cpu, MemoryTypes, Mtrrs.DefType, Host->Pool.Used);
 }

@@ -44,7 +44,7 @@ Refuse (
   IN     UINT64   Value
   )
 {
-  HV_LOG (Cpu->Index, MsrGp, (UINT32)Vcpu->Regs.Rcx, Write, Value, Vcpu->Regs.Rip);
+  HV_LOG_GUEST (Cpu, MsrGp, (UINT32)Vcpu->Regs.Rcx, Write, Value, Vcpu->Regs.Rip);
   HvCoreRaise (Vcpu, HV_VECTOR_GP);
 }
 

@@ -76,7 +76,7 @@ TryInject (
   }
 
   Ops->StateGet (Vcpu, HV_STATE_EVENTS, &State);
-  if (Ops->EventQueued (Vcpu) || State.InterruptShadow) {
+  if (Ops->EventQueued (Vcpu, &Event) || State.InterruptShadow) {
     StartStepping (Cpu, Vcpu, FALSE);
     return;
   }

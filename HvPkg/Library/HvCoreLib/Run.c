@@ -56,8 +56,7 @@ OnShutdown (
   IN     HV_EXIT  *Exit
   )
 {
-  HV_LOG (Cpu->Index, Shutdown, Vcpu->Regs.Rip);
-  HvHostShutdown ();
+  HvCoreShutdown (Vcpu);
 }
 
 STATIC
@@ -92,8 +91,11 @@ OnUnknown (
   IN     HV_EXIT  *Exit
   )
 {
-  HV_LOG (Cpu->Index, ExitUnknown, Exit->Code, Exit->Info1, Exit->Info2, Vcpu->Regs.Rip);
-  LogGuestState (Cpu, Vcpu);
+  if (Cpu->Logged[HvLogEventExitUnknown] < HV_LOG_LIMIT) {
+    HV_LOG_GUEST (Cpu, ExitUnknown, Exit->Code, Exit->Info1, Exit->Info2, Vcpu->Regs.Rip);
+    LogGuestState (Cpu, Vcpu);
+  }
+
   HvCoreRaise (Vcpu, HV_VECTOR_GP);
 }
 

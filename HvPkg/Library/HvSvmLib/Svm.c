@@ -432,6 +432,9 @@ SvmInject (
       }
 
       break;
+    case HvEventInterrupt:
+      Control->EventInj = HV_SVM_EVENT_VALID | HV_SVM_EVENT_TYPE_INTR | Event->Vector;
+      break;
   }
 
   SvmRemember (Vcpu);
@@ -440,10 +443,64 @@ SvmInject (
 STATIC
 BOOLEAN
 SvmEventQueued (
-  IN HV_VCPU  *Vcpu
+  IN  HV_VCPU   *Vcpu,
+  OUT HV_EVENT  *Event
   )
 {
-  return (BOOLEAN)((Vmcb (Vcpu)->Control.EventInj & HV_SVM_EVENT_VALID) != 0);
+  UINT64  Queued;
+
+  Queued = Vmcb (Vcpu)->Control.EventInj;
+  if ((Queued & HV_SVM_EVENT_VALID) == 0) {
+    return FALSE;
+  }
+
+  switch (Queued & HV_SVM_EVENT_TYPE_MASK) {
+    case HV_SVM_EVENT_TYPE_NMI:
+      Event->Type = HvEventNmi;
+      break;
+    case HV_SVM_EVENT_TYPE_EXCEPTION:
+      Event->Type = HvEventException;
+      break;
+    default:
+      Event->Type = HvEventInterrupt;
+  }
+
+  Event->Vector       = (UINT8)(Queued & HV_SVM_EVENT_VECTOR_MASK);
+  Event->HasErrorCode = (BOOLEAN)((Queued & HV_SVM_EVENT_ERROR_VALID) != 0);
+  Event->ErrorCode    = (UINT32)RShiftU64 (Queued, HV_SVM_EVENT_ERROR_SHIFT);
+  return TRUE;
+}
+
+STATIC
+VOID
+SvmStepTrap (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  HV_VMCB_SAVE  *Save;
+  HV_EVENT      Event;
+  UINT64        DebugCtl;
+
+  // Without virtual LBRs the MSR is the guest's all the time.
+  DebugCtl = AsmReadMsr64 (HV_MSR_DEBUGCTL);
+  if ((DebugCtl & HV_DEBUGCTL_BTF) != 0) {
+    return;
+  }
+
+  // EVENTINJ delivers and does nothing else: these are the processor's steps before it (APM2 13.1.1.3, 13.1.1.4,
+  // 13.1.1.6).
+  Save       = &Vmcb (Vcpu)->Save;
+  Save->Dr6 |= HV_DR6_BS;
+  Save->Dr7 &= ~HV_DR7_GD;
+  if ((DebugCtl & HV_DEBUGCTL_LBR) != 0) {
+    AsmWriteMsr64 (HV_MSR_DEBUGCTL, DebugCtl & ~HV_DEBUGCTL_LBR);
+  }
+
+  Event.Type         = HvEventException;
+  Event.Vector       = HV_VECTOR_DB;
+  Event.HasErrorCode = FALSE;
+  Event.ErrorCode    = 0;
+  SvmInject (Vcpu, &Event);
 }
 
 STATIC
@@ -538,6 +595,7 @@ STATIC CONST HV_BACKEND_OPS  mSvmOps = {
   .StateSet       = SvmStateSet,
   .Inject         = SvmInject,
   .EventQueued    = SvmEventQueued,
+  .StepTrap       = SvmStepTrap,
   .InterceptIret  = SvmInterceptIret,
   .InterceptDebug = SvmInterceptDebug,
   .Flush          = SvmFlush,

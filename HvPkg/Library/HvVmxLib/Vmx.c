@@ -529,17 +529,50 @@ VmxEnter (
 }
 
 STATIC
+BOOLEAN
+VmxEventQueued (
+  IN  HV_VCPU   *Vcpu,
+  OUT HV_EVENT  *Event
+  )
+{
+  UINT64  Queued;
+
+  Queued = VmxRead (HV_VMCS_ENTRY_INTERRUPTION_INFO);
+  if ((Queued & HV_VMX_EVENT_VALID) == 0) {
+    return FALSE;
+  }
+
+  switch (Queued & HV_VMX_EVENT_TYPE_MASK) {
+    case HV_VMX_EVENT_TYPE_NMI:
+      Event->Type = HvEventNmi;
+      break;
+    case HV_VMX_EVENT_TYPE_EXCEPTION:
+      Event->Type = HvEventException;
+      break;
+    default:
+      Event->Type = HvEventInterrupt;
+  }
+
+  Event->Vector       = (UINT8)(Queued & HV_VMX_EVENT_VECTOR_MASK);
+  Event->HasErrorCode = (BOOLEAN)((Queued & HV_VMX_EVENT_ERROR_VALID) != 0);
+  Event->ErrorCode    = (UINT32)VmxRead (HV_VMCS_ENTRY_EXCEPTION_ERROR);
+  return TRUE;
+}
+
+STATIC
 VOID
 VmxInject (
   IN OUT HV_VCPU         *Vcpu,
   IN     CONST HV_EVENT  *Event
   )
 {
-  UINT64  Info;
+  HV_EVENT  Queued;
+  UINT64    Info;
 
   Info = 0;
   switch (Event->Type) {
     case HvEventNone:
+      VmxWrite (HV_VMCS_GUEST_PENDING_DEBUG, 0);
       break;
     case HvEventNmi:
       Info = HV_VMX_EVENT_VALID | HV_VMX_EVENT_TYPE_NMI | HV_VECTOR_NMI;
@@ -549,7 +582,15 @@ VmxInject (
         VmxRead (HV_VMCS_GUEST_INTERRUPTIBILITY) & ~(UINT64)HV_VMX_BLOCKING_STI
         );
       break;
+    case HvEventInterrupt:
+      Info = HV_VMX_EVENT_VALID | HV_VMX_EVENT_TYPE_EXTERNAL | Event->Vector;
+      break;
     case HvEventException:
+      if (VmxEventQueued (Vcpu, &Queued) && (Queued.Type == HvEventNmi)) {
+        // Its delivery failed, but had begun: NMIs are blocked up to the next IRET (SDM volume 3, 6.7.1).
+        BlockNmi ();
+      }
+
       Info = HV_VMX_EVENT_VALID | HV_VMX_EVENT_TYPE_EXCEPTION | Event->Vector;
       // There are no error codes in real mode (SDM 27.2.1.3).
       if (Event->HasErrorCode && ((VmxRead (HV_VMCS_GUEST_CR0) & HV_CR0_PE) != 0)) {
@@ -565,12 +606,16 @@ VmxInject (
 }
 
 STATIC
-BOOLEAN
-VmxEventQueued (
-  IN HV_VCPU  *Vcpu
+VOID
+VmxStepTrap (
+  IN OUT HV_VCPU  *Vcpu
   )
 {
-  return (BOOLEAN)((VmxRead (HV_VMCS_ENTRY_INTERRUPTION_INFO) & HV_VMX_EVENT_VALID) != 0);
+  // The entry delivers it, together with breakpoints that MOV SS held back (SDM 27.7.3).
+  if ((VmxRead (HV_VMCS_GUEST_DEBUGCTL) & HV_DEBUGCTL_BTF) == 0) {
+    VmxWrite (HV_VMCS_GUEST_PENDING_DEBUG, VmxRead (HV_VMCS_GUEST_PENDING_DEBUG) | HV_DR6_BS);
+    VmxChanged (Vcpu);
+  }
 }
 
 STATIC
@@ -672,6 +717,7 @@ STATIC CONST HV_BACKEND_OPS  mVmxOps = {
   .StateSet       = VmxStateSet,
   .Inject         = VmxInject,
   .EventQueued    = VmxEventQueued,
+  .StepTrap       = VmxStepTrap,
   .InterceptIret  = VmxInterceptIret,
   .InterceptDebug = VmxInterceptDebug,
   .NmiWindow      = VmxNmiWindow,

@@ -167,10 +167,24 @@ FakeInject (
 STATIC
 BOOLEAN
 FakeEventQueued (
-  IN HV_VCPU  *Vcpu
+  IN  HV_VCPU   *Vcpu,
+  OUT HV_EVENT  *Event
   )
 {
-  return (BOOLEAN)(Fake (Vcpu)->Event.Type != HvEventNone);
+  *Event = Fake (Vcpu)->Event;
+  return (BOOLEAN)(Event->Type != HvEventNone);
+}
+
+STATIC
+VOID
+FakeStepTrap (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  HV_EVENT  Event = { HvEventException, HV_VECTOR_DB };
+
+  Fake (Vcpu)->State.Dr6 |= HV_DR6_BS;
+  FakeInject (Vcpu, &Event);
 }
 
 STATIC
@@ -278,6 +292,7 @@ FakeLeave (
     .StateSet       = FakeStateSet,     \
     .Inject         = FakeInject,       \
     .EventQueued    = FakeEventQueued,  \
+    .StepTrap       = FakeStepTrap,     \
     .InterceptIret  = FakeInterceptIret,  \
     .InterceptDebug = FakeInterceptDebug, \
     .NmiWindow      = Window,           \
@@ -519,6 +534,20 @@ HvLogEvent (
       Line->Args[Count] = Args[Count];
       Count++;
     }
+  }
+}
+
+VOID
+HvLogLimited (
+  IN     UINT32        CpuIndex,
+  IN     HV_LOG_EVENT  Event,
+  IN OUT UINT8         *Logged,
+  IN     CONST UINT64  *Args
+  )
+{
+  if (*Logged < HV_LOG_LIMIT) {
+    ++*Logged;
+    HvLogEvent (CpuIndex, Event, Args);
   }
 }
 

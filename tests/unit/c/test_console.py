@@ -206,3 +206,20 @@ def test_without_a_uart_nothing_is_waited_for(console: Console) -> None:
     console.start(uart=False)
     console.log(0, "unload", [4])
     assert console.lib.gPorts.StatusReads == 0
+
+
+def test_a_guest_gets_a_limited_number_of_lines(console: Console) -> None:
+    """What is below the level does not count, and the last line says that it is the last."""
+    logged = console.ffi.new("UINT8 *")
+    words = console.ffi.new("UINT64[]", [1, 2, 3, 0])
+    console.start("info")
+    msr = EVENT_NAMES.index("msr-gp")
+    npf = EVENT_NAMES.index("npf-unexpected")
+    for _ in range(300):
+        console.lib.HvLogLimited(3, msr, logged, words)
+    assert (logged[0], console.lib.gPorts.UartLength) == (0, 0)
+    for _ in range(300):
+        console.lib.HvLogLimited(3, npf, logged, words)
+    lines = parse_log(console.ffi.string(console.lib.gPorts.UartText).decode())
+    assert [line.event for line in lines] == ["npf-unexpected"] * 16 + ["log-limit"]
+    assert lines[-1].fields == {"event": "npf-unexpected"} and lines[-1].cpu == 3

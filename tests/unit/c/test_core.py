@@ -11,12 +11,18 @@ from tests.unit.c.core_host import CData, Core
 CPUID_CODE = b"\x0f\xa2"
 XSETBV_CODE = b"\x0f\x01\xd1"
 GP, UD, DB = 13, 6, 1
+RF = 1 << 16
 OSXSAVE, PKE = 1 << 18, 1 << 22
 REGISTERS = ("Rax", "Rcx", "Rdx", "Rbx", "Rsp", "Rbp", "Rsi", "Rdi", *(f"R{n}" for n in range(8, 16)), "Rip", "Rflags")
 
 
 def registers(core: Core, cpu: int = 0) -> dict[str, int]:
     return {name: int(getattr(core.lib.gFake.Vcpu[cpu].Regs, name)) for name in REGISTERS}
+
+
+def faulted(before: dict[str, int]) -> dict[str, int]:
+    """What a fault finds: nothing has changed, but the flags that it pushes have RF (SDM volume 3, 18.3.1.1)."""
+    return before | {"Rflags": before["Rflags"] | RF}
 
 
 def exception(core: Core, cpu: int = 0) -> tuple[int, int | None] | None:
@@ -205,7 +211,7 @@ def test_xsetbv(core: Core, register: int, value: int, supported: int, faults: b
         assert registers(core) == before | {"Rip": before["Rip"] + 3}
     else:
         assert exception(core) == (GP, 0)
-        assert registers(core) == before
+        assert registers(core) == faulted(before)
 
 
 # INIT.
@@ -299,10 +305,10 @@ def wrmsr(core: Core, number: int, value: int, length: int = 2) -> bool:
     before = registers(core)
     core.run(core.exit("Wrmsr", NextRip=before["Rip"] + length))
     if exception(core) is None:
-        assert registers(core) == before | {"Rip": before["Rip"] + length}
+        assert registers(core) == before | {"Rip": before["Rip"] + length, "Rflags": before["Rflags"] & ~RF}
         return True
     assert exception(core) == (GP, 0)
-    assert registers(core) == before
+    assert registers(core) == faulted(before)
     assert core.log()[-1] == ("MsrGp", [number, 1, value, before["Rip"]])
     return False
 
@@ -319,7 +325,7 @@ def rdmsr(core: Core, number: int) -> int | None:
         assert after == before | {"Rip": before["Rip"] + 2, "Rax": value & 0xFFFFFFFF, "Rdx": value >> 32}
         return value
     assert exception(core) == (GP, 0)
-    assert registers(core) == before
+    assert registers(core) == faulted(before)
     assert core.log()[-1] == ("MsrGp", [number, 0, 0, before["Rip"]])
     return None
 
@@ -385,6 +391,106 @@ def test_apic_base(core: Core) -> None:
     assert not fake.Cpu[0].X2Apic
 
 
+# Events on top of events.
+
+# SDM volume 3, tables 6-4 and 6-5.
+CONTRIBUTORY = {0, 10, 11, 12, 13, 21}
+PAGE_FAULTS = {14, 20}
+ERROR_CODES = {8, 10, 11, 12, 13, 14, 17, 21}
+
+
+def combined(core: Core, kind: str, first: int, second: int) -> int:
+    """Table 6-5, and the shutdown that the text below it describes."""
+    if kind != "Exception":
+        return int(core.lib.HvCombinedSecond)
+    serious = second in CONTRIBUTORY | PAGE_FAULTS
+    if first == 8 and serious:
+        return int(core.lib.HvCombinedShutdown)
+    if (first in CONTRIBUTORY and second in CONTRIBUTORY) or (first in PAGE_FAULTS and serious):
+        return int(core.lib.HvCombinedDoubleFault)
+    return int(core.lib.HvCombinedSecond)
+
+
+@pytest.mark.parametrize("kind", ["Exception", "Nmi", "Interrupt"])
+def test_an_exception_during_the_delivery_of_an_event(core: Core, kind: str) -> None:
+    event = core.ffi.new("HV_EVENT *")
+    event.Type = getattr(core.lib, f"HvEvent{kind}")
+    for first in range(32 if kind == "Exception" else 256):
+        event.Vector = first
+        for second in range(32):
+            assert core.lib.HvCoreCombine(event, second) == combined(core, kind, first, second), (first, second)
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (("Interrupt", 0xEF), (GP, 1)),
+        (("Nmi", 2), (GP, 1)),
+        (("Exception", 6), (GP, 1)),
+        (("Exception", 1), (GP, 1)),
+        (("Exception", 13), (8, 0)),
+        (("Exception", 14), (8, 0)),
+        (("Exception", 8), None),
+    ],
+)
+@pytest.mark.parametrize("exit_", [("NestedFault", 1 << 50), ("HostMemory", 0x70000000), ("ApicWrite", 0xFEE00000)])
+def test_a_fault_of_the_host_that_cuts_off_a_delivery(
+    core: Core, first: tuple[str, int], expected: tuple[int, int] | None, exit_: tuple[str, int]
+) -> None:
+    """The stack for the event is nowhere, or where no guest may write: no instruction may be carried out for it."""
+    fake = core.reset()
+    own = fake.Fake[0]
+    own.Event.Type, own.Event.Vector = getattr(core.lib, f"HvEvent{first[0]}"), first[1]
+    own.Event.ErrorCode = 0x77
+    kind, address = exit_
+    end = core.run(core.exit(kind, Gpa=address, FaultFlags=3, code=b"\x89\x08"))
+    if expected is None:
+        assert end == core.lib.HvFakeShutdown
+        assert core.log()[-1][0] == "Shutdown"
+    else:
+        assert end == core.lib.HvFakeDone
+        assert exception(core) == expected
+    assert fake.Vcpu[0].Regs.Rip == 0
+    assert core.writes("ApicWrite") == []
+
+
+def test_an_exception_without_error_code_gets_none(core: Core) -> None:
+    core.reset()
+    core.run(core.exit("VirtInstruction"))
+    assert exception(core) == (UD, None)
+
+
+# What a guest can do to the log.
+
+
+@pytest.mark.parametrize(
+    ("exit_", "event"),
+    [
+        (("NestedFault", {"Gpa": 1 << 50, "FaultFlags": 3}), "NpfUnexpected"),
+        (("HostMemory", {"Gpa": 0x70000000, "code": b"\x0f\x0b\xc3"}), "DecodeFailed"),
+        (("HostMemory", {"Gpa": 0x70000000, "code": b"\x48\x89\x08"}), "HostWriteDropped"),
+        (("ApicWrite", {"Gpa": 0xFEE00000, "FaultFlags": 3, "code": b"\x48\x89\x08"}), "DecodeFailed"),
+        (("Unknown", {}), "ExitUnknown"),
+        (("Unknown", {}), "GuestState"),
+        (("Rdmsr", {}), "MsrGp"),
+    ],
+)
+def test_no_guest_floods_the_log(core: Core, exit_: tuple[str, dict[str, CData]], event: str) -> None:
+    fake = core.reset(2)
+    kind, fields = exit_
+    for cpu in (1, 0):
+        for _ in range(40):
+            fake.Fake[cpu].Event.Type = core.lib.HvEventNone
+            core.run(core.exit(kind, **fields), cpu=cpu)
+            fake.Lines, before = 0, fake.Lines
+        assert before == 0
+    fresh = core.reset(2)
+    for _ in range(20):
+        fresh.Fake[1].Event.Type = core.lib.HvEventNone
+        core.run(core.exit(kind, **fields), cpu=1)
+    assert [name for name, _ in core.log()].count(event) == 16
+
+
 # Retirement.
 
 
@@ -404,7 +510,7 @@ def test_retirement(core: Core, flags: int, shadow: bool, length: int, stepping:
     exit_ = core.exit("Cpuid", NextRip=0x1000 + length) if length else core.exit("Cpuid", code=CPUID_CODE)
     core.run(exit_)
     assert vcpu.Regs.Rip == 0x1000 + (length or 2)
-    assert vcpu.Regs.Rflags == flags & ~(1 << 16)
+    assert vcpu.Regs.Rflags == flags & ~RF
     assert not state.InterruptShadow
     # TF traps after the instruction, unless it is the host's own single step.
     if flags >> 8 & 1 and (not stepping or guest_tf):
@@ -422,7 +528,7 @@ def test_an_instruction_that_cannot_be_decoded_is_refused(core: Core) -> None:
     made = core.exit("HostMemory", Gpa=0x70000000, code=b"\x0f\x0b\xc3")
     core.run(made)
     assert exception(core) == (GP, 0)
-    assert registers(core) == before
+    assert registers(core) == faulted(before)
     name, (rip, raw, reason) = core.log()[-1]
     assert (name, rip, raw, core.text(reason)) == ("DecodeFailed", 0x1234, 0x0F0BC3, "unknown instruction")
 
@@ -467,8 +573,6 @@ def test_writes_to_host_memory_are_dropped(core: Core) -> None:
         assert exception(core) is None
         assert (regs.Rip, regs.Rcx) == (rip + 3, 0x1122334455667788)
         assert fake.Cpu[0].Exits[core.lib.HvExitHostMemory] == count
-    lines = [name for name, _ in core.log()]
-    assert lines == ["HostWriteDropped"] * 4
 
 
 def test_an_exchange_with_host_memory_reads_ones(core: Core) -> None:
@@ -517,7 +621,7 @@ def test_what_is_no_hypercall_is_an_invalid_opcode(core: Core, call: int, cpl: i
     before = registers(core)
     core.run(core.exit("Hypercall", code=b"\x0f\x01\xd9"))
     assert exception(core) == (UD, None)
-    assert registers(core) == before
+    assert registers(core) == faulted(before)
 
 
 def test_only_the_driver_itself_leaves_and_only_before_boot_is_done(core: Core) -> None:

@@ -216,6 +216,7 @@ CONSTANTS: dict[str, int] = {
     "HV_DR6_BD": 0x2000,
     "HV_DR6_BS": 0x4000,
     "HV_DR6_BT": 0x8000,
+    "HV_DR7_GD": 0x2000,
     "HV_VECTOR_DE": 0x0,
     "HV_VECTOR_DB": 0x1,
     "HV_VECTOR_NMI": 0x2,
@@ -324,6 +325,9 @@ WORDS: dict[str, tuple[tuple[str, int, int], ...]] = {
         ("BD", 13, 13),
         ("BS", 14, 14),
         ("BT", 15, 15),
+    ),
+    "HV_DR7": (
+        ("GD", 13, 13),
     ),
 }
 """Fields of a word, by the prefix of its constants: (name, lowest bit, highest bit)."""

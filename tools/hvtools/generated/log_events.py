@@ -339,6 +339,13 @@ EVENTS: dict[str, Event] = {
         ),
         "the MTRRs changed, and the nested tables with them",
     ),
+    "log-limit": Event(
+        "warn",
+        (
+            ("event", "s"),
+        ),
+        "this processor logs no more events of this kind: the guest can cause as many as it likes",
+    ),
     "map-failed": Event(
         "error",
         (

@@ -167,6 +167,8 @@ MSRS: dict[int, str] = {
 """Names by number."""
 
 CONSTANTS: dict[str, int] = {
+    "HV_DEBUGCTL_LBR": 0x1,
+    "HV_DEBUGCTL_BTF": 0x2,
     "HV_EFER_SCE": 0x1,
     "HV_EFER_LME": 0x100,
     "HV_EFER_LMA": 0x400,
@@ -241,6 +243,10 @@ CONSTANTS: dict[str, int] = {
 """Values by their name in C."""
 
 WORDS: dict[str, tuple[tuple[str, int, int], ...]] = {
+    "HV_DEBUGCTL": (
+        ("LBR", 0, 0),
+        ("BTF", 1, 1),
+    ),
     "HV_EFER": (
         ("SCE", 0, 0),
         ("LME", 8, 8),
