@@ -68,50 +68,62 @@ typedef enum {
   HvLogEventMemoryTypes,       ///< the MTRRs changed, and the nested tables with them
   HvLogEventLogLimit,          ///< this processor logs no more events of this kind: the guest can cause as many as it likes
   HvLogEventMapFailed,         ///< an address could not be mapped
+  HvLogEventVmxCapability,     ///< what the rules of a VM entry depend on (HV_VMX_CHECK_ENV), in a dump: capability MSRs
+  HvLogEventVmxAllowed,        ///< the same: capability MSRs of the control words
+  HvLogEventVmxProcessor,      ///< the same: what else the processor has
+  HvLogEventSvmProcessor,      ///< what the rules of VMRUN depend on (HV_SVM_CHECK_ENV), in a dump
+  HvLogEventDump,              ///< a part of a VMCS (encoding:value) or VMCB (offset:value, 8 bytes each), in hex; what is not there is 0
+  HvLogEventDumpEnd,           ///< the end of a dump: vmcs or vmcb, how many words it has, the parts (HV_PART) that the processor was to check
   HvLogEventCount,             ///< number of events
 } HV_LOG_EVENT;
 
 /// X (event, level, name, format): %u is an UINT64 in decimal, %x an UINT64 in hex with 0x, %s an ASCII string.
-#define HV_LOG_EVENT_LIST(X)                                                                                                        \
-  X (Start,            HvLogInfo,  "start",              "version=%s build=%s")                                                     \
-  X (Option,           HvLogInfo,  "option",             "name=%s value=%s")                                                        \
-  X (OptionBad,        HvLogError, "option-bad",         "text=%s reason=%s")                                                       \
-  X (Backend,          HvLogInfo,  "backend",            "name=%s vendor=%s")                                                       \
-  X (BackendSkip,      HvLogInfo,  "backend-skip",       "name=%s reason=%s")                                                       \
-  X (Requirement,      HvLogDebug, "requirement",        "backend=%s name=%s source=%s value=%x ok=%u expected=%s")                 \
-  X (RequirementUnmet, HvLogError, "requirement-unmet",  "backend=%s name=%s source=%s value=%x expected=%s")                       \
-  X (Memory,           HvLogInfo,  "memory",             "base=%x bytes=%x status=%x status-bytes=%x")                              \
-  X (Image,            HvLogInfo,  "image",              "base=%x bytes=%x entry=%x text=%x")                                       \
-  X (Nested,           HvLogInfo,  "nested",             "pages=%s page-bytes=%x mapped-4k=%u mapped-2m=%u mapped-1g=%u tables=%u") \
-  X (Kick,             HvLogInfo,  "kick",               "method=%s")                                                               \
-  X (Apic,             HvLogInfo,  "apic",               "mode=%s trap=%u hint=%s")                                                 \
-  X (CpuUp,            HvLogInfo,  "cpu-up",             "index=%u apic-id=%x")                                                     \
-  X (CpuFailed,        HvLogError, "cpu-failed",         "index=%u apic-id=%x reason=%s detail=%x")                                 \
-  X (CpuDown,          HvLogInfo,  "cpu-down",           "index=%u")                                                                \
-  X (LaunchDone,       HvLogInfo,  "launch-done",        "cpus=%u virtualised=%u ticks=%u")                                         \
-  X (LaunchFailed,     HvLogError, "launch-failed",      "index=%u reason=%s")                                                      \
-  X (Unload,           HvLogInfo,  "unload",             "cpus=%u")                                                                 \
-  X (BootDone,         HvLogInfo,  "boot-done",          "")                                                                        \
-  X (Init,             HvLogDebug, "init",               "target=%u")                                                               \
-  X (Sipi,             HvLogDebug, "sipi",               "target=%u vector=%x")                                                     \
-  X (InitTaken,        HvLogDebug, "init-taken",         "")                                                                        \
-  X (SipiTaken,        HvLogDebug, "sipi-taken",         "vector=%x")                                                               \
-  X (MsrGp,            HvLogDebug, "msr-gp",             "msr=%x write=%u value=%x rip=%x")                                         \
-  X (NpfUnexpected,    HvLogWarn,  "npf-unexpected",     "gpa=%x error=%x rip=%x")                                                  \
-  X (NestedMalformed,  HvLogError, "nested-malformed",   "gpa=%x attributes=%x level=%u rip=%x")                                    \
-  X (DecodeFailed,     HvLogWarn,  "decode-failed",      "rip=%x bytes=%x reason=%s")                                               \
-  X (HostWriteDropped, HvLogWarn,  "host-write-dropped", "gpa=%x rip=%x")                                                           \
-  X (ExitUnknown,      HvLogError, "exit-unknown",       "code=%x info1=%x info2=%x rip=%x")                                        \
-  X (EntryFailed,      HvLogError, "entry-failed",       "code=%x reason=%s")                                                       \
-  X (EntryRule,        HvLogError, "entry-rule",         "rule=%s section=%s field=%s value=%x expected=%s")                        \
-  X (GuestState,       HvLogError, "guest-state",        "rip=%x rsp=%x rflags=%x cr0=%x cr3=%x cr4=%x efer=%x cs=%x")              \
-  X (Shutdown,         HvLogError, "shutdown",           "rip=%x")                                                                  \
-  X (HostException,    HvLogError, "host-exception",     "vector=%u error=%x rip=%x rsp=%x cr2=%x")                                 \
-  X (HostPark,         HvLogError, "host-park",          "reason=%s")                                                               \
-  X (PagePoolEmpty,    HvLogError, "page-pool-empty",    "used=%u")                                                                 \
-  X (MemoryTypes,      HvLogInfo,  "memory-types",       "def-type=%x tables=%u")                                                   \
-  X (LogLimit,         HvLogWarn,  "log-limit",          "event=%s")                                                                \
-  X (MapFailed,        HvLogError, "map-failed",         "gpa=%x reason=%s")
+#define HV_LOG_EVENT_LIST(X)                                                                                                                                                      \
+  X (Start,            HvLogInfo,  "start",              "version=%s build=%s")                                                                                                   \
+  X (Option,           HvLogInfo,  "option",             "name=%s value=%s")                                                                                                      \
+  X (OptionBad,        HvLogError, "option-bad",         "text=%s reason=%s")                                                                                                     \
+  X (Backend,          HvLogInfo,  "backend",            "name=%s vendor=%s")                                                                                                     \
+  X (BackendSkip,      HvLogInfo,  "backend-skip",       "name=%s reason=%s")                                                                                                     \
+  X (Requirement,      HvLogDebug, "requirement",        "backend=%s name=%s source=%s value=%x ok=%u expected=%s")                                                               \
+  X (RequirementUnmet, HvLogError, "requirement-unmet",  "backend=%s name=%s source=%s value=%x expected=%s")                                                                     \
+  X (Memory,           HvLogInfo,  "memory",             "base=%x bytes=%x status=%x status-bytes=%x")                                                                            \
+  X (Image,            HvLogInfo,  "image",              "base=%x bytes=%x entry=%x text=%x")                                                                                     \
+  X (Nested,           HvLogInfo,  "nested",             "pages=%s page-bytes=%x mapped-4k=%u mapped-2m=%u mapped-1g=%u tables=%u")                                               \
+  X (Kick,             HvLogInfo,  "kick",               "method=%s")                                                                                                             \
+  X (Apic,             HvLogInfo,  "apic",               "mode=%s trap=%u hint=%s")                                                                                               \
+  X (CpuUp,            HvLogInfo,  "cpu-up",             "index=%u apic-id=%x")                                                                                                   \
+  X (CpuFailed,        HvLogError, "cpu-failed",         "index=%u apic-id=%x reason=%s detail=%x")                                                                               \
+  X (CpuDown,          HvLogInfo,  "cpu-down",           "index=%u")                                                                                                              \
+  X (LaunchDone,       HvLogInfo,  "launch-done",        "cpus=%u virtualised=%u ticks=%u")                                                                                       \
+  X (LaunchFailed,     HvLogError, "launch-failed",      "index=%u reason=%s")                                                                                                    \
+  X (Unload,           HvLogInfo,  "unload",             "cpus=%u")                                                                                                               \
+  X (BootDone,         HvLogInfo,  "boot-done",          "")                                                                                                                      \
+  X (Init,             HvLogDebug, "init",               "target=%u")                                                                                                             \
+  X (Sipi,             HvLogDebug, "sipi",               "target=%u vector=%x")                                                                                                   \
+  X (InitTaken,        HvLogDebug, "init-taken",         "")                                                                                                                      \
+  X (SipiTaken,        HvLogDebug, "sipi-taken",         "vector=%x")                                                                                                             \
+  X (MsrGp,            HvLogDebug, "msr-gp",             "msr=%x write=%u value=%x rip=%x")                                                                                       \
+  X (NpfUnexpected,    HvLogWarn,  "npf-unexpected",     "gpa=%x error=%x rip=%x")                                                                                                \
+  X (NestedMalformed,  HvLogError, "nested-malformed",   "gpa=%x attributes=%x level=%u rip=%x")                                                                                  \
+  X (DecodeFailed,     HvLogWarn,  "decode-failed",      "rip=%x bytes=%x reason=%s")                                                                                             \
+  X (HostWriteDropped, HvLogWarn,  "host-write-dropped", "gpa=%x rip=%x")                                                                                                         \
+  X (ExitUnknown,      HvLogError, "exit-unknown",       "code=%x info1=%x info2=%x rip=%x")                                                                                      \
+  X (EntryFailed,      HvLogError, "entry-failed",       "code=%x reason=%s")                                                                                                     \
+  X (EntryRule,        HvLogError, "entry-rule",         "rule=%s section=%s field=%s value=%x expected=%s")                                                                      \
+  X (GuestState,       HvLogError, "guest-state",        "rip=%x rsp=%x rflags=%x cr0=%x cr3=%x cr4=%x efer=%x cs=%x")                                                            \
+  X (Shutdown,         HvLogError, "shutdown",           "rip=%x")                                                                                                                \
+  X (HostException,    HvLogError, "host-exception",     "vector=%u error=%x rip=%x rsp=%x cr2=%x")                                                                               \
+  X (HostPark,         HvLogError, "host-park",          "reason=%s")                                                                                                             \
+  X (PagePoolEmpty,    HvLogError, "page-pool-empty",    "used=%u")                                                                                                               \
+  X (MemoryTypes,      HvLogInfo,  "memory-types",       "def-type=%x tables=%u")                                                                                                 \
+  X (LogLimit,         HvLogWarn,  "log-limit",          "event=%s")                                                                                                              \
+  X (MapFailed,        HvLogError, "map-failed",         "gpa=%x reason=%s")                                                                                                      \
+  X (VmxCapability,    HvLogWarn,  "vmx-capability",     "basic=%x misc=%x cr0-fixed0=%x cr0-fixed1=%x cr4-fixed0=%x cr4-fixed1=%x ept-vpid-cap=%x vm-func=%x")                   \
+  X (VmxAllowed,       HvLogWarn,  "vmx-allowed",        "pin=%x proc=%x proc2=%x proc3=%x exit=%x exit2=%x entry=%x")                                                            \
+  X (VmxProcessor,     HvLogWarn,  "vmx-processor",      "cr3-valid=%x efer-valid=%x debug-ctl-valid=%x perf-global-valid=%x address-bits=%u linear-bits=%u host-long=%u sgx=%u") \
+  X (SvmProcessor,     HvLogWarn,  "svm-processor",      "cr4-valid=%x efer-valid=%x host-cr0=%x asids=%x features=%x address-bits=%u long-mode=%u")                              \
+  X (Dump,             HvLogWarn,  "dump",               "words=%s")                                                                                                              \
+  X (DumpEnd,          HvLogWarn,  "dump-end",           "kind=%s words=%u parts=%u")
 
 /// X (event, name): events that go to the ring only, never to a slow device.
 #define HV_LOG_RING_ONLY_LIST(X) \

@@ -290,6 +290,7 @@ struct _HV_HOST {
   HV_CPUID_HIDDEN         Hidden[HV_CPUID_HIDDEN_MAX];
   UINT8                   AddressBits;
   volatile UINT8          BootDone;
+  volatile UINT32         Dumps;           ///< dumps of refused states that were begun
   HV_PAGE_POOL            Pool;
   HV_PAGING               HostPaging;
   HV_MTRRS                Mtrrs;           ///< changes under Root.Lock

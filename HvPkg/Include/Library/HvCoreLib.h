@@ -188,6 +188,67 @@ HvCoreLogFindings (
   IN UINTN             Count
   );
 
+#define HV_DUMP_TEXT_MAX  192
+
+///
+/// A dump that is being written.
+///
+typedef struct {
+  UINT32    CpuIndex;
+  UINT32    Words;
+  UINTN     Length;
+  CHAR8     Text[HV_DUMP_TEXT_MAX];
+} HV_DUMP;
+
+/**
+  Begins a dump of a refused state in the log. There are only a few of them, so that they leave room in the ring.
+
+  @param[in]  Cpu   This processor.
+  @param[out] Dump  The dump.
+
+  @retval TRUE   Write it: HvCoreDumpWord and HvCoreDumpEnd.
+  @retval FALSE  There were enough of them.
+
+  @par Context: Host
+**/
+BOOLEAN
+HvCoreDumpBegin (
+  IN  HV_CPU   *Cpu,
+  OUT HV_DUMP  *Dump
+  );
+
+/**
+  Writes a word of a dump, if it is not 0.
+
+  @param[in,out] Dump   The dump.
+  @param[in]     Key    Encoding or offset.
+  @param[in]     Value  The word.
+
+  @par Context: Host
+**/
+VOID
+HvCoreDumpWord (
+  IN OUT HV_DUMP  *Dump,
+  IN     UINT32   Key,
+  IN     UINT64   Value
+  );
+
+/**
+  Ends a dump.
+
+  @param[in,out] Dump   The dump.
+  @param[in]     Kind   "vmcs" or "vmcb".
+  @param[in]     Parts  HV_PART: what the processor was to check.
+
+  @par Context: Host
+**/
+VOID
+HvCoreDumpEnd (
+  IN OUT HV_DUMP      *Dump,
+  IN     CONST CHAR8  *Kind,
+  IN     UINT32       Parts
+  );
+
 /**
   Answers CPUID as the root sees it.
 

@@ -8,6 +8,7 @@
 **/
 
 #include "SvmInternal.h"
+#include <Library/HvConsoleLib.h>
 #include <Generated/HvOptions.h>
 #include <Generated/HvSvmChecks.h>
 
@@ -72,6 +73,45 @@ ReadCpuid (
 }
 
 ///
+/// Logs all that HvSvmCheck looks at, for the same check elsewhere (`hv decode`).
+///
+STATIC
+VOID
+DumpState (
+  IN HV_CPU                  *Cpu,
+  IN CONST HV_SVM_CHECK_ENV  *Env,
+  IN CONST HV_VMCB           *State,
+  IN UINT32                  Parts
+  )
+{
+  HV_DUMP       Dump;
+  CONST UINT64  *Words;
+  UINT32        Offset;
+
+  if (!HvCoreDumpBegin (Cpu, &Dump)) {
+    return;
+  }
+
+  HV_LOG (
+    Cpu->Index,
+    SvmProcessor,
+    Env->Cr4Valid,
+    Env->EferValid,
+    Env->HostCr0,
+    Env->Asids,
+    Env->Features,
+    Env->AddressBits,
+    Env->LongMode
+    );
+  Words = (CONST UINT64 *)State;
+  for (Offset = 0; Offset < REMEMBERED_BYTES; Offset += sizeof (*Words)) {
+    HvCoreDumpWord (&Dump, Offset, Words[Offset / sizeof (*Words)]);
+  }
+
+  HvCoreDumpEnd (&Dump, "vmcb", Parts);
+}
+
+///
 /// Checks and logs; TRUE when a rule is broken.
 ///
 STATIC
@@ -79,7 +119,8 @@ BOOLEAN
 Report (
   IN HV_VCPU        *Vcpu,
   IN CONST HV_VMCB  *State,
-  IN UINT32         Parts
+  IN UINT32         Parts,
+  IN BOOLEAN        Refused ///< the processor has refused the state
   )
 {
   HV_SVM_CHECK_ENV  Env;
@@ -95,6 +136,10 @@ Report (
   Env.EferValid |= AsmReadMsr64 (HV_MSR_EFER);
   Count          = HvSvmCheck (State, &Env, Parts, Findings, FINDINGS_MAX);
   HvCoreLogFindings (Vcpu->Cpu, Findings, MIN (Count, FINDINGS_MAX));
+  if (Refused || (Count != 0)) {
+    DumpState (Vcpu->Cpu, &Env, State, Parts);
+  }
+
   return (BOOLEAN)(Count != 0);
 }
 
@@ -137,7 +182,7 @@ SvmRefuses (
     Corrupt (Vcpu);
   }
 
-  return (BOOLEAN)(Host->EntryCheck && Report (Vcpu, Vcpu->Hw, HvPartAll));
+  return (BOOLEAN)(Host->EntryCheck && Report (Vcpu, Vcpu->Hw, HvPartAll, FALSE));
 }
 
 #endif
@@ -159,8 +204,8 @@ SvmExplain (
   if (Vcpu->Cpu->Entered == HV_ENTERED_RAN) {
     // What is injected again is an event that the processor reported.
     Kept->Control.EventInj = 0;
-    Report (Vcpu, Kept, HvPartControl);
+    Report (Vcpu, Kept, HvPartControl, TRUE);
   } else {
-    Report (Vcpu, Kept, HvPartAll);
+    Report (Vcpu, Kept, HvPartAll, TRUE);
   }
 }

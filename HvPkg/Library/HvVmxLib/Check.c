@@ -6,6 +6,7 @@
 
 #include "VmxInternal.h"
 
+#include <Library/HvConsoleLib.h>
 #include <Library/HvVmxCheckLib.h>
 #include <Generated/HvOptions.h>
 #include <Generated/HvVmxChecks.h>
@@ -67,13 +68,80 @@ ReadField (
   return Done;
 }
 
+#define ENCODING_ROW(Field, Bytes, Name)  Field,
+
+STATIC CONST UINT32  mEncodings[HvVmcsIndexCount] = {
+  HV_VMCS_LIST (ENCODING_ROW)
+};
+
+///
+/// Logs all that HvVmxCheck looks at, for the same check elsewhere (`hv decode`).
+///
+STATIC
+VOID
+DumpState (
+  IN HV_CPU                  *Cpu,
+  IN CONST HV_VMX_CHECK_ENV  *Env,
+  IN CONST HV_VMCS_IMAGE     *Image
+  )
+{
+  HV_DUMP  Dump;
+  UINTN    Index;
+
+  if (!HvCoreDumpBegin (Cpu, &Dump)) {
+    return;
+  }
+
+  HV_LOG (
+    Cpu->Index,
+    VmxCapability,
+    Env->Basic,
+    Env->Misc,
+    Env->Cr0Fixed0,
+    Env->Cr0Fixed1,
+    Env->Cr4Fixed0,
+    Env->Cr4Fixed1,
+    Env->EptVpidCap,
+    Env->VmFunc
+    );
+  HV_LOG (
+    Cpu->Index,
+    VmxAllowed,
+    Env->Pin,
+    Env->Proc,
+    Env->Proc2,
+    Env->Proc3,
+    Env->Exit,
+    Env->Exit2,
+    Env->Entry
+    );
+  HV_LOG (
+    Cpu->Index,
+    VmxProcessor,
+    Env->Cr3Valid,
+    Env->EferValid,
+    Env->DebugCtlValid,
+    Env->PerfGlobalValid,
+    Env->AddressBits,
+    Env->LinearBits,
+    Env->HostLong,
+    Env->Sgx
+    );
+  for (Index = 0; Index < HvVmcsIndexCount; Index++) {
+    HvCoreDumpWord (&Dump, mEncodings[Index], Image->Value[Index]);
+  }
+
+  HvCoreDumpEnd (&Dump, "vmcs", HvPartAll);
+}
+
 ///
 /// Checks and logs; TRUE when a rule is broken.
 ///
 STATIC
 BOOLEAN
 Report (
-  IN CONST HV_VCPU  *Vcpu
+  IN CONST HV_VCPU  *Vcpu,
+  IN BOOLEAN        Refused ///< the processor has refused the state
   )
 {
   HV_VMX_CHECK_ENV  Env;
@@ -88,6 +156,10 @@ Report (
   HvVmxImageFill (&Image, ReadField, NULL);
   Count = HvVmxCheck (&Image, &Env, HvPartAll, Findings, FINDINGS_MAX);
   HvCoreLogFindings (Vcpu->Cpu, Findings, MIN (Count, FINDINGS_MAX));
+  if (Refused || (Count != 0)) {
+    DumpState (Vcpu->Cpu, &Env, &Image);
+  }
+
   return (BOOLEAN)(Count != 0);
 }
 
@@ -130,7 +202,7 @@ VmxRefuses (
     }
   }
 
-  return (BOOLEAN)(Host->EntryCheck && Report (Vcpu));
+  return (BOOLEAN)(Host->EntryCheck && Report (Vcpu, FALSE));
 }
 
 #endif
@@ -140,5 +212,5 @@ VmxExplain (
   IN CONST HV_VCPU  *Vcpu
   )
 {
-  Report (Vcpu);
+  Report (Vcpu, TRUE);
 }

@@ -354,5 +354,75 @@ EVENTS: dict[str, Event] = {
         ),
         "an address could not be mapped",
     ),
+    "vmx-capability": Event(
+        "warn",
+        (
+            ("basic", "x"),
+            ("misc", "x"),
+            ("cr0-fixed0", "x"),
+            ("cr0-fixed1", "x"),
+            ("cr4-fixed0", "x"),
+            ("cr4-fixed1", "x"),
+            ("ept-vpid-cap", "x"),
+            ("vm-func", "x"),
+        ),
+        "what the rules of a VM entry depend on (HV_VMX_CHECK_ENV), in a dump: capability MSRs",
+    ),
+    "vmx-allowed": Event(
+        "warn",
+        (
+            ("pin", "x"),
+            ("proc", "x"),
+            ("proc2", "x"),
+            ("proc3", "x"),
+            ("exit", "x"),
+            ("exit2", "x"),
+            ("entry", "x"),
+        ),
+        "the same: capability MSRs of the control words",
+    ),
+    "vmx-processor": Event(
+        "warn",
+        (
+            ("cr3-valid", "x"),
+            ("efer-valid", "x"),
+            ("debug-ctl-valid", "x"),
+            ("perf-global-valid", "x"),
+            ("address-bits", "u"),
+            ("linear-bits", "u"),
+            ("host-long", "u"),
+            ("sgx", "u"),
+        ),
+        "the same: what else the processor has",
+    ),
+    "svm-processor": Event(
+        "warn",
+        (
+            ("cr4-valid", "x"),
+            ("efer-valid", "x"),
+            ("host-cr0", "x"),
+            ("asids", "x"),
+            ("features", "x"),
+            ("address-bits", "u"),
+            ("long-mode", "u"),
+        ),
+        "what the rules of VMRUN depend on (HV_SVM_CHECK_ENV), in a dump",
+    ),
+    "dump": Event(
+        "warn",
+        (
+            ("words", "s"),
+        ),
+        "a part of a VMCS (encoding:value) or VMCB (offset:value, 8 bytes each), in hex; what is not there is 0",
+    ),
+    "dump-end": Event(
+        "warn",
+        (
+            ("kind", "s"),
+            ("words", "u"),
+            ("parts", "u"),
+        ),
+        "the end of a dump: vmcs or vmcb, how many words it has, the parts (HV_PART) that the processor was to check",
+    ),
 }
 """Events by name."""
