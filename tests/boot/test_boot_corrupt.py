@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hvtools.boot.result import BootResult
+from hvtools.decode import reader
 from hvtools.generated import svm_checks, vmx_checks
 from hvtools.machines.registry import PLATFORMS
 
@@ -74,6 +76,12 @@ def assert_named_and_native(result: BootResult, name: str, cpu: int, reason: str
         "value": "",
         "expected": rule.expected,
     }
+    (report,) = reader.read(io.BytesIO(result.record.log.encode()))
+    (dump,) = report.data["dumps"]
+    assert dump["cpu"] == cpu
+    assert [{**found, "value": hex(found["value"])} for found in dump["broken"]] == [line.fields], (
+        "the same rules offline"
+    )
     value = int(line.fields["value"], 16)
     assert value & corruption.set == corruption.set and value & corruption.clear & ~corruption.set == 0
     (failed,) = [line for line in result.log if line.event == "launch-failed"]

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""`hv decode`: a log, dump or trace, explained."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from hvtools import report, ui
+from hvtools.decode import reader
+from hvtools.errors import HvError
+
+_FORMATS = "a log of HvDxe"
+
+
+@click.command("decode")
+@click.option(
+    "--symbols",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="F.debug",
+    help="HvDxe.debug of the build that ran, if it is not the one in Build.",
+)
+@report.json_option
+@click.argument("source", metavar="[FILE|-]", default="-")
+def command(source: str, symbols: Path | None, json_file: Path | None) -> None:
+    r"""Explain a log, a register dump or a trace; FILE can also be the folder of a run (`hv boot --keep`).
+
+    Known are logs of HvDxe: failures in words, addresses with file and line, dumped VMCSs and VMCBs field by field,
+    with the manual's rules for an entry run over them.
+
+    \b
+    hv decode Build/Boot/20260101-120000-1234
+    hv decode hypervisor.log --json out.json
+    cat serial.log | hv decode -
+    """
+    if source == "-":
+        found = {"-": reader.read(sys.stdin.buffer, symbols)}
+    else:
+        found = reader.read_path(Path(source), symbols)
+    reports = [(name, each) for name, some in found.items() for each in some]
+    for name, each in reports:
+        if len(found) > 1:
+            ui.out.print(name, markup=False, style="bold")
+        each.print(ui.out)
+    report.write(json_file, {"reports": [{"file": name, **each.as_json()} for name, each in reports]})
+    if not reports:
+        raise HvError(f"{source} has nothing that can be decoded: not {_FORMATS}")
