@@ -11,6 +11,7 @@
 #include <Library/BaseLib.h>
 #include <Library/BaseMemoryLib.h>
 #include <Library/DebugLib.h>
+#include <Library/DxeServicesTableLib.h>
 #include <Library/HvConsoleLib.h>
 #include <Library/HvCoreLib.h>
 #include <Library/HvHostLib.h>

@@ -41,15 +41,21 @@ Take (
 STATIC
 BOOLEAN
 IsMemory (
-  IN UINT32  Type
+  IN CONST EFI_MEMORY_DESCRIPTOR  *Entry
   )
 {
-  switch (Type) {
+  EFI_GCD_MEMORY_SPACE_DESCRIPTOR  Space;
+
+  switch (Entry->Type) {
     case EfiMemoryMappedIO:
     case EfiMemoryMappedIOPortSpace:
     case EfiUnusableMemory:
     case EfiUnacceptedMemoryType:
       return FALSE;
+    case EfiReservedMemoryType:
+      // Taken from memory, as ours is, or a hole such as HyperTransport's below 1 TiB, where nothing may be read.
+      return !EFI_ERROR (gDS->GetMemorySpaceDescriptor (Entry->PhysicalStart, &Space)) &&
+             (Space.GcdMemoryType == EfiGcdMemoryTypeSystemMemory);
     default:
       return TRUE;
   }
@@ -125,7 +131,7 @@ FindRam (
   }
 
   for (Entry = Map; (UINTN)Entry < (UINTN)Map + Size; Entry = NEXT_MEMORY_DESCRIPTOR (Entry, EntrySize)) {
-    if (IsMemory (Entry->Type) &&
+    if (IsMemory (Entry) &&
         !AddRam (Ranges, Count, Entry->PhysicalStart, Entry->PhysicalStart + EFI_PAGES_TO_SIZE (Entry->NumberOfPages)))
     {
       Status = EFI_OUT_OF_RESOURCES;

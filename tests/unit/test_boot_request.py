@@ -30,10 +30,10 @@ from hvtools.verbs.boot import command
         ({"application": Path("none.efi")}, "the application none.efi does not exist"),
         ({"added": {PurePosixPath("x"): Path("none")}}, "the file to add none does not exist"),
         ({"added": {PurePosixPath("../x"): Path(__file__)}}, "no path inside the image"),
-        ({"settings": {"nested_pages": "4k"}}, "--set nested_pages: no such option; there is nested_page, log"),
-        ({"settings": {"nested_page": "3k"}}, r"--set nested_page=3k: must be auto\|4k\|2m\|1g"),
-        ({"settings": {"fail_cpu": "-1"}}, "--set fail_cpu=-1: must be none or 0 to 65535"),
-        ({"settings": {"fail_cpu": "65536"}}, "--set fail_cpu=65536: must be"),
+        ({"settings": {"nested_pages": "4k"}}, "option nested_pages: no such option; there is nested_page, log"),
+        ({"settings": {"nested_page": "3k"}}, r"option nested_page=3k: must be auto\|4k\|2m\|1g"),
+        ({"settings": {"fail_cpu": "-1"}}, "option fail_cpu=-1: must be none or 0 to 65535"),
+        ({"settings": {"fail_cpu": "65536"}}, "option fail_cpu=65536: must be"),
         ({"settings": {"fail_cpu": "1"}, "target": "RELEASE"}, "only DEBUG builds"),
         ({"settings": {"log": "info"}, "hypervisor": False}, "--set is for the hypervisor"),
         ({"application": Path(__file__), "script": Path(__file__)}, "--run boots no Linux.*--script"),
@@ -137,7 +137,7 @@ def test_special_characters_are_kept_from_the_shell() -> None:
     [
         (["--on", "vax"], "no platform 'vax'"),
         (["--cpus", "0"], "0 CPUs"),
-        (["--set", "x=y"], "--set x: no such option"),
+        (["--set", "x=y"], "option x: no such option"),
         (["--kernel", "/none"], "the kernel /none does not exist"),
     ],
 )

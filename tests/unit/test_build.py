@@ -26,7 +26,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "HvPkg" / "a.c").write_text("int a;\n")
     (tmp_path / "HvPkg" / "Include" / "a.h").write_text("#define A 1\n")
     (tmp_path / "HvPkg" / "Docs" / "a.md").write_text("text\n")
-    (tmp_path / build.SETTINGS).write_text("# a setting\n")
+    (tmp_path / build.HVPKG.settings).write_text("# a setting\n")
     monkeypatch.setattr(toolchain, "require", lambda verb: [])
     monkeypatch.setattr(edk2, "ready", lambda workspace: Edk2(tmp_path / "nowhere", "a test", "identity 1"))
     return tmp_path
@@ -54,7 +54,7 @@ def test_nothing_changed_builds_nothing(clone: Path, runs: list[str]) -> None:
     assert runs == ["DEBUG", "RELEASE", "DEBUG"]
 
 
-@pytest.mark.parametrize("name", ["HvPkg/a.c", "HvPkg/Include/a.h", build.SETTINGS])
+@pytest.mark.parametrize("name", ["HvPkg/a.c", "HvPkg/Include/a.h", build.HVPKG.settings])
 def test_a_changed_file_builds(clone: Path, runs: list[str], name: str) -> None:
     build.ensure_built("DEBUG", clone)
     path = clone / name
@@ -150,7 +150,8 @@ def test_the_compilers_messages_are_shown_once(clone: Path, capsys: pytest.Captu
         "INFO - error: no such command: `make`\nSECTION - Kicking off build\n"
         f"INFO - {message}\nINFO - make: *** [GNUmakefile:360: a.obj] Error 1\nINFO - {message}\nINFO - error 7000\n",
     )
-    error = build._build_error("stuart_build", "DEBUG", ["ERROR - Compiler #undeclared from x", "ERROR - Error"], clone)
+    said = ["ERROR - Compiler #undeclared from x", "ERROR - Error"]
+    error = build._build_error("stuart_build", "DEBUG", said, clone, build.HVPKG)
     assert error.exit_code == 1
     assert "stuart_build failed for DEBUG" in error.line
     assert str(build.log_path(clone)) in error.line
@@ -166,14 +167,14 @@ def test_a_message_of_edk2s_own_is_shown(clone: Path, capsys: pytest.CaptureFixt
         "SECTION - Kicking off build\nINFO - build.py...\n"
         f"INFO - {clone}/HvPkg/HvPkg.dsc(48): error 000E: File/directory not found in workspace\n",
     )
-    build._build_error("stuart_build", "DEBUG", [], clone)
+    build._build_error("stuart_build", "DEBUG", [], clone, build.HVPKG)
     told = capsys.readouterr().err
     assert told == "    HvPkg/HvPkg.dsc(48): error 000E: File/directory not found in workspace\n"
 
 
 def test_a_full_disk_is_told(clone: Path) -> None:
     log(clone, "SECTION - Kicking off build\nINFO - a.c:9: fatal error: closing: No space left on device\n")
-    error = build._build_error("stuart_build", "DEBUG", [], clone)
+    error = build._build_error("stuart_build", "DEBUG", [], clone, build.HVPKG)
     assert isinstance(error, NoSpaceError)
 
 
@@ -293,7 +294,7 @@ def test_stuart_builds_what_changed(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     package = clone / "HvPkg"
     (package / "Include").mkdir(parents=True)
-    shutil.copy(ROOT / build.SETTINGS, clone)
+    shutil.copy(ROOT / build.HVPKG.settings, clone)
     # stuart_setup takes the tools from the clone.
     (clone / "tools").symlink_to(ROOT / "tools")
     subprocess.run(["git", "init", "-q", str(clone)], check=True)

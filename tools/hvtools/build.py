@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause-Patent
-"""Builds HvPkg with stuart, when its sources changed, and says where the images are."""
+"""Builds HvPkg, and OVMF with it inside, with stuart when sources changed, and says where the images are."""
 
 import contextlib
 import hashlib
@@ -24,11 +24,50 @@ ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("DEBUG", "RELEASE")
 TOOL_CHAIN = "GCC5"
 PACKAGES = ("HvPkg", "ovmf")
-SETTINGS = "stuart_settings.py"
 _STATE = "hv-built.json"
 _REWRITTEN = b"# Updated \n"
 _LEVEL = re.compile(r"^(ERROR|CRITICAL|WARNING|INFO|PROGRESS|DEBUG)\s*-\s*|^Compiler #\S+ from ")
 _MESSAGE = re.compile(r"\.\w+\S*\(?[:(]\d+.*\b(error|warning)\b|undefined reference|^ld: |multiple definition")
+
+
+@dataclass(frozen=True)
+class Product:
+    """Something that stuart builds.
+
+    Attributes:
+        name: the folder below Build, and the name for people.
+        settings: the file for stuart's option -c.
+        log: the name in stuart's log files.
+        part: the folder of a target whose content is wanted.
+        variables: what else its build is given, as NAME=VALUE.
+    """
+
+    name: str
+    settings: str
+    log: str
+    part: str = "X64"
+    variables: tuple[str, ...] = ()
+
+    def folder(self, target: str, workspace: Path = ROOT) -> Path:
+        """What a target's build leaves."""
+        return workspace / "Build" / self.name / f"{target}_{TOOL_CHAIN}"
+
+
+HVPKG = Product("HvPkg", "stuart_settings.py", "HvPkg")
+
+
+def ovmf(size_mib: int = 4, secure_boot: bool = False) -> Product:
+    """OVMF with HvDxe inside.
+
+    Args:
+        size_mib: of the flash image, 2 or 4.
+        secure_boot: it checks signatures, once it has keys.
+    """
+    name = f"HvOvmf{size_mib}M{'Secure' if secure_boot else ''}"
+    variables = [f"BLD_*_HV_OUTPUT={name}", f"BLD_*_FD_SIZE_{size_mib}MB=TRUE"]
+    if secure_boot:
+        variables.append("BLD_*_SECURE_BOOT_ENABLE=TRUE")
+    return Product(name, "ovmf/PlatformBuild.py", "HvOvmf", "FV", tuple(variables))
 
 
 @dataclass(frozen=True)
@@ -42,25 +81,31 @@ class Built:
 
 def image_dir(target: str = "DEBUG", workspace: Path = ROOT) -> Path:
     """The folder of the built images, HvDxe.efi and the applications, with their .debug files."""
-    return workspace / "Build" / "HvPkg" / f"{target}_{TOOL_CHAIN}" / "X64"
+    return HVPKG.folder(target, workspace) / "X64"
 
 
-def log_path(workspace: Path = ROOT) -> Path:
+def ovmf_image(target: str = "DEBUG", size_mib: int = 4, secure_boot: bool = False) -> Path:
+    """The flash image of OVMF with HvDxe inside, built if its sources changed."""
+    return ensure_built(target, product=ovmf(size_mib, secure_boot)).folder / "OVMF.fd"
+
+
+def log_path(workspace: Path = ROOT, product: Product = HVPKG) -> Path:
     """The log that stuart leaves."""
-    return workspace / "Build" / "BUILDLOG_HvPkg.txt"
+    return workspace / "Build" / f"BUILDLOG_{product.log}.txt"
 
 
-def fingerprint(workspace: Path, identity: str) -> dict[str, str]:
+def fingerprint(workspace: Path, identity: str, product: Product = HVPKG) -> dict[str, str]:
     """What an image is made from: a checksum for each source file, and the EDK2 and compiler it is built with.
 
     Args:
         workspace: the clone.
         identity: the identity of its EDK2.
+        product: what is made.
     """
     compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
-    made = {"": f"{identity} {compiler} {os.environ.get('GCC5_BIN', '')}"}
+    made = {"": " ".join([identity, compiler, os.environ.get("GCC5_BIN", ""), *product.variables])}
     sources = (path for package in PACKAGES for path in (workspace / package).rglob("*"))
-    for path in [workspace / SETTINGS, *sorted(sources)]:
+    for path in [workspace / HVPKG.settings, *sorted(sources)]:
         # Documents and the Linux driver are no part of the image.
         if path.is_file() and not {"Docs", "Linux"} & set(path.relative_to(workspace).parts):
             made[str(path.relative_to(workspace))] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -83,31 +128,34 @@ def lock(workspace: Path) -> Iterator[None]:
         yield
 
 
-def ensure_built(target: str = "DEBUG", workspace: Path = ROOT, force: bool = False) -> Built:
+def ensure_built(
+    target: str = "DEBUG", workspace: Path = ROOT, force: bool = False, product: Product = HVPKG
+) -> Built:
     """Builds a target if its sources changed since it was built; installs and fetches what that takes.
 
     Args:
         target: DEBUG or RELEASE.
         workspace: the clone.
         force: run stuart even when nothing changed.
+        product: what is built.
 
     Raises:
         HvError: it does not build; the compiler's messages were printed.
     """
     toolchain.require("build")
     tree = edk2.ready(workspace)
-    folder = image_dir(target, workspace)
+    folder = product.folder(target, workspace) / product.part
     with lock(workspace):
-        wanted = fingerprint(workspace, tree.identity)
+        wanted = fingerprint(workspace, tree.identity, product)
         built = _state(folder)
         if built == wanted and not force:
             return Built(target, folder, False)
         if built is not None and _make_would_miss(workspace, folder, built, wanted):
             ui.info("a source is older than what was built from it, or EDK2 or the compiler changed: building anew")
-            clean(workspace)
+            clean(workspace, product)
         (folder / _STATE).unlink(missing_ok=True)
-        _drop_unfinished(folder)
-        _stuart(target, workspace)
+        _drop_unfinished(product.folder(target, workspace))
+        _stuart(target, workspace, product)
         # What was read before the build: an edit meanwhile makes the next run build again.
         (folder / _STATE).write_text(json.dumps(wanted, indent=1) + "\n")
     return Built(target, folder, True)
@@ -135,9 +183,9 @@ def _drop_unfinished(folder: Path) -> None:
                 made.unlink(missing_ok=True)
 
 
-def clean(workspace: Path) -> None:
+def clean(workspace: Path, product: Product = HVPKG) -> None:
     """Removes what builds left, also EDK2's settings and its data base of parsed files."""
-    for name in ("Build/HvPkg", "Conf"):
+    for name in (f"Build/{product.name}", "Conf"):
         shutil.rmtree(workspace / name, ignore_errors=True)
 
 
@@ -148,15 +196,15 @@ def _environment() -> dict[str, str]:
     return {**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
 
 
-def _stuart(target: str, workspace: Path) -> None:
+def _stuart(target: str, workspace: Path, product: Product) -> None:
     """Runs the three commands of stuart as any EDK2 platform does."""
-    arguments = ["-c", SETTINGS, f"TARGET={target}", f"TOOL_CHAIN_TAG={TOOL_CHAIN}"]
-    with ui.step(f"building HvPkg {target}") as step:
+    arguments = ["-c", product.settings, f"TARGET={target}", f"TOOL_CHAIN_TAG={TOOL_CHAIN}", *product.variables]
+    with ui.step(f"building {product.name} {target}") as step:
         for tool in ("stuart_setup", "stuart_update", "stuart_build"):
             step.update(tool)
             code, output = _follow([str(Path(sys.executable).parent / tool), *arguments], workspace, step)
             if code != 0:
-                raise _build_error(tool, target, output, workspace)
+                raise _build_error(tool, target, output, workspace, product)
 
 
 def _follow(command: list[str], workspace: Path, step: ui.Step) -> tuple[int, list[str]]:
@@ -187,9 +235,9 @@ def _follow(command: list[str], workspace: Path, step: ui.Step) -> tuple[int, li
     return process.returncode, output
 
 
-def _build_error(tool: str, target: str, output: list[str], workspace: Path) -> HvError:
+def _build_error(tool: str, target: str, output: list[str], workspace: Path, product: Product) -> HvError:
     """Prints what went wrong, each message once, and gives the one line that sums it up."""
-    log = log_path(workspace)
+    log = log_path(workspace, product)
     lines = list(output)
     if tool == "stuart_build" and log.is_file():
         # The compiler's own lines are in the log only; before this mark stuart looks at the machine.

@@ -30,10 +30,10 @@ def check(settings: Mapping[str, str], target: str = "DEBUG") -> None:
     for name, value in settings.items():
         option = OPTIONS.get(name)
         if option is None:
-            raise UsageError(f"--set {name}: no such option; there is {', '.join(OPTIONS)}")
+            raise UsageError(f"option {name}: no such option; there is {', '.join(OPTIONS)}")
         if not _allowed(option, value):
-            raise UsageError(f"--set {name}={value}: must be {option.shown}")
+            raise UsageError(f"option {name}={value}: must be {option.shown}")
         if option.debug_only and target != "DEBUG":
-            raise UsageError(f"--set {name}: only DEBUG builds have this option")
+            raise UsageError(f"option {name}: only DEBUG builds have this option")
     if len(" ".join(f"{name}={value}" for name, value in settings.items())) > MAX_BYTES:
-        raise UsageError(f"--set: all options together are longer than {MAX_BYTES} characters")
+        raise UsageError(f"all options together are longer than {MAX_BYTES} characters")

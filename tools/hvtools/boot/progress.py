@@ -47,6 +47,8 @@ class Progress:
         processors = "1 CPU" if request.cpus == 1 else f"{request.cpus} CPUs"
         what = request.application.name if request.application else "Linux"
         how = "under HvDxe" if request.hypervisor else "without hypervisor"
+        if request.built_in:
+            how += " in the firmware"
         ui.info(f"booting {what} {how} on {request.platform}: {processors}, {request.memory_mib} MiB")
         return self
 

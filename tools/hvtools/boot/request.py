@@ -28,7 +28,9 @@ class BootRequest:
         platform: name of the platform.
         cpus: number of processors.
         memory_mib: RAM in MiB.
-        hypervisor: load HvDxe.
+        hypervisor: HvDxe is to run.
+        firmware: a flash image instead of the platform's own firmware.
+        built_in: the firmware has HvDxe inside, so it need not be loaded.
         kernel: EFI-stub kernel, None for the pinned one.
         initrd: initial RAM disk over which the self-check is laid, None for nothing below it.
         append: further words of the kernel's command line.
@@ -47,6 +49,8 @@ class BootRequest:
     cpus: int = DEFAULT_CPUS
     memory_mib: int = DEFAULT_MEMORY_MIB
     hypervisor: bool = True
+    firmware: Path | None = None
+    built_in: bool = False
     kernel: Path | None = None
     initrd: Path | None = None
     append: str = ""
@@ -91,6 +95,7 @@ class BootRequest:
         if self.cpus > 1 and "smp" not in platform.capabilities:
             raise UsageError(f"{platform.name} has one processor only")
         for what, path in (
+            ("firmware", self.firmware),
             ("kernel", self.kernel),
             ("initial RAM disk", self.initrd),
             ("script", self.script),
@@ -106,6 +111,8 @@ class BootRequest:
                 raise UsageError(f"--run boots no Linux: it does not go with --{clash[0]}")
         if self.settings and not self.hypervisor:
             raise UsageError("--set is for the hypervisor: it does not go with --no-hv")
+        if self.built_in and not self.hypervisor:
+            raise UsageError("--no-hv does not go with a firmware that has HvDxe inside")
         if self.timeout is not None and self.timeout <= 0:
             raise UsageError("--timeout must be more than 0 seconds")
         if self.exact and "ticks" not in platform.capabilities:

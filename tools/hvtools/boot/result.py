@@ -230,6 +230,9 @@ def evaluate(request: BootRequest, record: BootRecord) -> BootResult:
 
 
 def _hypervisor_failures(result: BootResult) -> list[str]:
+    if result.request.built_in and State.ROOT in result.record.seconds and not result.virtualised:
+        why = reasons(result.log) or ["its log is empty"]
+        return [f"HvDxe in the firmware did not virtualise: {'; '.join(why)}"]
     if not result.request.hypervisor or State.HYPERVISOR not in result.record.seconds or not result.record.load_status:
         return []
     why = reasons(result.log) or ["its log does not say why"]

@@ -21,6 +21,7 @@ from hvtools.boot.startup import Application, Linux, Payload, Prompt
 from hvtools.boot.strategy import BootStrategy, State, StrategyError
 from hvtools.errors import HvError, UsageError
 from hvtools.guest.build import self_check
+from hvtools.images import variables
 from hvtools.images.fat import build_volume
 from hvtools.images.files import check_room
 from hvtools.images.initramfs import build_initramfs
@@ -31,6 +32,7 @@ from hvtools.machines.spec import MachineSpec
 Observer = Callable[[State, float], None]
 
 IMAGE = "esp.img"
+FIRMWARE = "firmware.fd"
 _INITRD_ROOM = 16 << 20  # bytes for the initial RAM disk without what the user adds
 _RUNS_KEPT = 20
 
@@ -68,7 +70,8 @@ def collect(request: BootRequest) -> Parts:
         folder = _images(request.target)
         drivers = {name: _built(folder, name) for name in platform.drivers}
     if request.hypervisor:
-        hypervisor = _built(folder, startup.HYPERVISOR)
+        if not request.built_in:
+            hypervisor = _built(folder, startup.HYPERVISOR)
         if request.application is not None:
             status = _built(folder, startup.STATUS)
     if request.application is None:
@@ -159,6 +162,10 @@ def booting(
         else:
             image_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hv-boot-")))
         image = build_image(image_folder, request, parts, payload)
+        firmware = request.firmware
+        if firmware is not None and request.built_in and request.settings:
+            firmware = Path(shutil.copyfile(firmware, image_folder / FIRMWARE))
+            variables.write_options(firmware, request.settings)
         folder.mkdir(parents=True, exist_ok=True)
         machine = platform.create(
             MachineSpec(
@@ -169,6 +176,7 @@ def booting(
                 cpu_model=request.processor,
                 accelerator=request.accelerator,
                 restart=restart,
+                firmware=firmware,
             ),
             listener,
         )

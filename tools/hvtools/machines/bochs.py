@@ -257,7 +257,7 @@ class BochsMachine(Emulator):
 
     def _start(self) -> None:
         program = bochs.provide().program
-        image = firmware_image()
+        image = self._spec.firmware or firmware_image()
         if not VGA_BIOS.is_file():
             raise HvError(f"{VGA_BIOS} is not there: run `hv setup`")
         with socket.create_server(("127.0.0.1", 0), backlog=1) as server:

@@ -68,7 +68,7 @@ def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int) -> list[
 
     Args:
         spec: the machine.
-        firmware: its OVMF image.
+        firmware: its OVMF image, if the specification names none.
         monitor: descriptor of a connected stream socket that the emulator inherits.
     """
     arguments = ["-nodefaults", "-no-user-config", "-display", "none", "-S"]
@@ -82,8 +82,11 @@ def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int) -> list[
     arguments += ["-m", f"{spec.memory_mib}M"]
     arguments += ["-action", f"reboot={'reset' if spec.restart else 'shutdown'},shutdown=poweroff"]
     flash = {"if": "pflash", "format": "raw"}
-    arguments += ["-drive", _option(**flash, unit=0, readonly="on", file=firmware.code)]
-    arguments += ["-drive", _option(**flash, unit=1, snapshot="on", file=firmware.variables)]
+    if spec.firmware is None:
+        arguments += ["-drive", _option(**flash, unit=0, readonly="on", file=firmware.code)]
+        arguments += ["-drive", _option(**flash, unit=1, snapshot="on", file=firmware.variables)]
+    else:
+        arguments += ["-drive", _option(**flash, unit=0, snapshot="on", file=spec.firmware)]
     arguments += ["-drive", _option(**{"if": "none"}, id="esp", format="raw", snapshot="on", file=spec.disk)]
     arguments += ["-device", "virtio-blk-pci,drive=esp"]
     arguments += ["-chardev", _option("pipe", id="console", path=spec.console_pipe)]
@@ -187,7 +190,8 @@ class QemuMachine(Emulator):
         program = shutil.which(EMULATOR)
         if program is None:
             raise HvError(f"{EMULATOR} is not installed: run `hv setup`")
-        for part in (self._firmware.code, self._firmware.variables):
+        own = (self._firmware.code, self._firmware.variables)
+        for part in own if self._spec.firmware is None else (self._spec.firmware,):
             if not part.is_file():
                 raise HvError(f"the firmware {part} is not there: run `hv setup`")
         monitor, monitor_far = socket.socketpair()

@@ -23,6 +23,7 @@ class MachineSpec:
         cpu_model: model and flags in the platform's own words, None for the platform's default.
         accelerator: how the platform executes code, in its own words, None for the platform's default.
         restart: a guest's reset restarts the machine; otherwise it ends it.
+        firmware: a whole flash image, never modified; None for the platform's own firmware.
     """
 
     cpus: int
@@ -32,6 +33,7 @@ class MachineSpec:
     cpu_model: str | None = None
     accelerator: str | None = None
     restart: bool = False
+    firmware: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no platform can build.

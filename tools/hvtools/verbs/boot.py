@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause-Patent
 """`hv boot`: one machine, from power-on to its end."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -8,7 +9,7 @@ import click
 from hvtools import build, report
 from hvtools.boot import progress, runner
 from hvtools.boot.request import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, BootRequest, parse_added, parse_settings
-from hvtools.errors import HvError
+from hvtools.errors import HvError, UsageError
 from hvtools.generated.options import OPTIONS
 from hvtools.machines.registry import DEFAULT_PLATFORM, PLATFORM_NAMES
 
@@ -29,6 +30,13 @@ _OPTIONS_TEXT = "\n".join(
     "--memory", type=int, default=DEFAULT_MEMORY_MIB, metavar="MIB", help=f"RAM in MiB ({DEFAULT_MEMORY_MIB})."
 )
 @click.option("--no-hv", is_flag=True, help="Boot without HvDxe, for comparison.")
+@click.option(
+    "--firmware",
+    metavar="F",
+    default="platform",
+    help="ours: OVMF with HvDxe inside, built if need be; or a flash image; else the platform's own.",
+)
+@click.option("--built-in", is_flag=True, help="The flash image of --firmware has HvDxe inside: do not load it.")
 @click.option("--kernel", type=_FILE, metavar="F", help="EFI-stub kernel instead of the pinned one.")
 @click.option("--initrd", type=_FILE, metavar="F", help="Initial RAM disk below the self-check.")
 @click.option("--append", default="", metavar="S", help="More of the kernel's command line.")
@@ -56,6 +64,8 @@ def command(
     cpus: int,
     memory: int,
     no_hv: bool,
+    firmware: str,
+    built_in: bool,
     kernel: Path | None,
     initrd: Path | None,
     append: str,
@@ -76,11 +86,16 @@ def command(
 
     Ends with a summary, and exit code 1 if anything was not as it should be.
     """
+    ours = firmware == "ours"
+    if built_in and firmware == "platform":
+        raise UsageError("--built-in: the platform's own firmware has no HvDxe inside")
     request = BootRequest(
         platform=platform,
         cpus=cpus,
         memory_mib=memory,
         hypervisor=not no_hv,
+        firmware=None if firmware in ("ours", "platform") else Path(firmware),
+        built_in=ours or built_in,
         kernel=kernel,
         initrd=initrd,
         append=append,
@@ -95,6 +110,8 @@ def command(
         exact=exact,
     )
     request.checked()
+    if ours:
+        request = replace(request, firmware=build.ovmf_image(target))
     folder = runner.logs_folder(keep)
     with progress.Progress(request, verbose) as shown:
         result = runner.run(request, folder, keep_image=keep is not None, observer=shown.reached, listener=shown.heard)
