@@ -37,7 +37,7 @@ def runs(clone: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The targets that were built, by a stuart that only makes the folder."""
     built: list[str] = []
 
-    def stuart(target: str, workspace: Path) -> None:
+    def stuart(target: str, workspace: Path, product: build.Product) -> None:
         build.image_dir(target, workspace).mkdir(parents=True, exist_ok=True)
         built.append(target)
 
@@ -108,7 +108,7 @@ def test_a_failed_build_is_tried_again(clone: Path, runs: list[str], monkeypatch
     build.ensure_built("DEBUG", clone)
     (clone / "HvPkg" / "a.c").write_text("int\n")
 
-    def fails(target: str, workspace: Path) -> None:
+    def fails(target: str, workspace: Path, product: build.Product) -> None:
         raise HvError("it does not build")
 
     with monkeypatch.context() as patch:
@@ -119,8 +119,23 @@ def test_a_failed_build_is_tried_again(clone: Path, runs: list[str], monkeypatch
     assert build.ensure_built("DEBUG", clone).rebuilt
 
 
+def test_each_product_has_its_own_folder_and_state(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+
+    def stuart(target: str, workspace: Path, product: build.Product) -> None:
+        (product.folder(target, workspace) / product.part).mkdir(parents=True, exist_ok=True)
+        built.append(product.name)
+
+    monkeypatch.setattr(build, "_stuart", stuart)
+    products = [build.HVPKG, build.ovmf(2), build.ovmf(4), build.ovmf(4, secure_boot=True)]
+    for _ in range(2):
+        for product in products:
+            build.ensure_built("RELEASE", clone, product=product)
+    assert built == ["HvPkg", "HvOvmf2M", "HvOvmf4M", "HvOvmf4MSecure"]
+
+
 def test_an_edit_during_the_build_builds_again(clone: Path, runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def edited(target: str, workspace: Path) -> None:
+    def edited(target: str, workspace: Path, product: build.Product) -> None:
         build.image_dir(target, workspace).mkdir(parents=True, exist_ok=True)
         (clone / "HvPkg" / "a.c").write_text("int edited;\n")
 
