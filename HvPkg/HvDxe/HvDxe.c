@@ -31,6 +31,8 @@ OnExitBootServices (
   IN VOID       *Context
   )
 {
+  // Now all tables are there, nobody has read their AML, and the driver stays.
+  HvSleepHideStates ();
   HvHypercall (HV_HC_BOOT_DONE, mBackend);
 }
 

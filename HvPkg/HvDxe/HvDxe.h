@@ -15,6 +15,7 @@
 #include <Library/HvConsoleLib.h>
 #include <Library/HvCoreLib.h>
 #include <Library/HvHostLib.h>
+#include <Library/HvSleepLib.h>
 #include <Library/MemoryAllocationLib.h>
 #include <Library/PeCoffLib.h>
 #include <Library/UefiBootServicesTableLib.h>
@@ -200,6 +201,29 @@ HvLaunchUndo (
 **/
 UINT32
 HvLaunchCount (
+  VOID
+  );
+
+/**
+  Finds the ports by which an operating system asks for a sleep state, and what may pass there. Logs them, or why none
+  is guarded.
+
+  @param[out] Sleep  The ports.
+
+  @par Context: Boot
+**/
+VOID
+HvSleepFind (
+  OUT HV_SLEEP  *Sleep
+  );
+
+/**
+  Hides the sleep states in the ACPI tables from which a processor comes back without a hypervisor (S1 to S3).
+
+  @par Context: Boot
+**/
+VOID
+HvSleepHideStates (
   VOID
   );
 

@@ -18,6 +18,7 @@ from hvtools.boot import startup
 from hvtools.boot.checks import CheckReport, parse_kernels
 from hvtools.boot.shell import EfiShell
 from hvtools.boot.strategy import State
+from hvtools.machines.protocols import ConsoleTimeoutError
 from hvtools.machines.registry import platform_named
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ pytestmark = pytest.mark.needs("hypervisor")
 CPUS = 4
 KEXEC_SECONDS = 40.0  # limits of time on a loaded host, not what it takes
 REBOOT_SECONDS = 60.0
+
+LONG = 3 * 3600.0
 
 FEW = "few"
 MANY = pytest.param("many", marks=pytest.mark.slow)
@@ -60,6 +63,7 @@ hvcheck kexec /add/vmlinuz /tmp/initrd "${line%kexec_left=*}kexec_left=$((left -
 """
 
 
+@pytest.mark.timeout(LONG)
 @pytest.mark.parametrize("how_many", [FEW, MANY])
 def test_kexec_keeps_every_processor(boot: Boot, platform: str, script: Callable[[str], Path], how_many: str) -> None:
     count = rounds(platform, how_many, few=2, many=100, many_slow=5)
@@ -94,6 +98,13 @@ WAYS = {
     "pci": "reboot=pci hvend=reboot",
     "panic": "hvend=panic",
 }
+HARD_WAYS = ("triple", "pci")
+
+
+def ways(platform: str) -> list[str]:
+    """The words for each way that the platform's firmware comes back from."""
+    hard = "hard-reset" in platform_named(platform).capabilities
+    return [words for name, words in WAYS.items() if hard or name not in HARD_WAYS]
 
 
 def reboot(session: Session, platform: str, script: Path, words: list[str]) -> None:
@@ -123,10 +134,11 @@ def test_a_reset_by_keyboard_and_by_panic_starts_everything_again(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(LONG)
 def test_many_reboots_of_each_kind(session: Session, platform: str, script: Callable[[str], Path]) -> None:
-    count = rounds(platform, "many", few=0, many=100, many_slow=len(WAYS))
-    ways = list(WAYS.values())
-    reboot(session, platform, script(END), [ways[index % len(ways)] for index in range(count)])
+    words = ways(platform)
+    count = rounds(platform, "many", few=0, many=100, many_slow=len(words))
+    reboot(session, platform, script(END), [words[index % len(words)] for index in range(count)])
 
 
 # The load: two programs for each processor, that compute and that make system calls.
@@ -153,11 +165,73 @@ hvcheck
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(LONG)
 def test_a_storm_of_processors_that_go_off_and_on_under_load(
     boot: Boot, platform: str, script: Callable[[str], Path]
 ) -> None:
     count = rounds(platform, "many", few=0, many=500, many_slow=10)
-    result = boot(cpus=CPUS, script=script(STORM.replace("ROUNDS", str(count))), timeout=5400).must_be_ok()
+    result = boot(cpus=CPUS, script=script(STORM.replace("ROUNDS", str(count))), timeout=LONG).must_be_ok()
     assert result.checks.script_output.splitlines()[0] == f"rounds={count}"
     assert result.checks.script_output.count("signature=HvPkgHvPkgHv") == CPUS
     assert_all_virtualised(result.checks)
+
+
+# SLP_TYP 1 is suspend to RAM on the machines that have it, and a reset on Bochs. The second byte of PM1_CNT has it.
+SLEEP = """
+set -e
+echo states=$(cat /sys/power/mem_sleep)
+port=$(sed -n 's/^ *\\([0-9a-f]*\\)-.* PM1a_CNT_BLK$/0x\\1/p' /proc/ioports)
+before=$(hvcheck port $port 2)
+hvcheck port $port 2 $((before | 0x2400))
+hvcheck port $port 4 $((before | 0x2400))
+echo changed=$((before ^ $(hvcheck port $port 2)))
+hvcheck port $((port + 1)) 1 0x24
+hvcheck port $port 2 $before
+hvcheck
+"""
+
+
+@pytest.mark.everywhere
+def test_suspend_to_ram_is_hidden_and_a_request_for_it_is_dropped(boot: Boot, script: Callable[[str], Path]) -> None:
+    result = boot(cpus=CPUS, script=script(SLEEP)).must_be_ok()
+    output = result.checks.script_output
+    assert output.splitlines()[:2] == ["states=[s2idle]", f"changed={1 << 10}"], output
+    assert output.count("signature=HvPkgHvPkgHv") == CPUS
+    refused = [line for line in result.log if line.event == "sleep-refused"]
+    assert len(refused) == 3 and result.exits["io"] >= 6, result.report()
+
+
+@pytest.mark.slow
+@pytest.mark.needs("s3")
+def test_without_hypervisor_the_machine_can_suspend_to_ram(boot: Boot, script: Callable[[str], Path]) -> None:
+    result = boot(cpus=1, hypervisor=False, script=script("cat /sys/power/mem_sleep\n")).must_be_ok()
+    assert "deep" in result.checks.script_output
+
+
+# Every sleep that is left is one in which the processors only wait. A character on the console ends it.
+IDLE = """
+set -e
+echo enabled > /sys/class/tty/ttyS0/power/wakeup
+echo mem > /sys/power/state
+echo slept=$(cat /sys/power/suspend_stats/success)
+hvcheck
+"""
+
+
+def test_suspend_to_idle_keeps_every_processor(session: Session, script: Callable[[str], Path]) -> None:
+    with session(cpus=CPUS, script=script(IDLE)) as strategy:
+        strategy.transition(State.HYPERVISOR)
+        EfiShell(strategy).type(startup.linux_command())
+        strategy.expect([re.compile(r"hvcheck: script-begin")])
+        while strategy.remaining > 0:
+            # One that comes too early wakes nothing.
+            strategy.machine.console.send("x")
+            try:
+                strategy.machine.console.expect([re.compile(r"hvcheck\| slept=1")], timeout=1)
+                break
+            except ConsoleTimeoutError:
+                continue
+        strategy.expect([re.compile(r"hvcheck: done")])
+        (report,) = parse_kernels(strategy.machine.console.text())
+    assert report.script_exit == 0 and report.script_output.count("signature=HvPkgHvPkgHv") == CPUS
+    assert_all_virtualised(report)

@@ -30,7 +30,7 @@ typedef enum {
   HvExitIret,             ///< IRET, intercepted to find the end of an NMI handler
   HvExitHlt,              ///< HLT
   HvExitPause,            ///< PAUSE
-  HvExitIo,               ///< port access
+  HvExitIo,               ///< access to a port by which the machine is put to sleep
   HvExitCrAccess,         ///< control register access
   HvExitDrAccess,         ///< debug register access
   HvExitException,        ///< exception other than #DB

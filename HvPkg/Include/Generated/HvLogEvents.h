@@ -39,6 +39,8 @@ typedef enum {
   HvLogEventMemory,            ///< reserved memory and the status page
   HvLogEventImage,             ///< the relocated copy of the image
   HvLogEventNested,            ///< nested page sizes in use
+  HvLogEventSleep,             ///< a port with sleep requests exits; bit n allowed: SLP_TYP n may pass
+  HvLogEventSleepUnguarded,    ///< why no sleep request of the root is seen
   HvLogEventKick,              ///< how one processor makes another leave its guest
   HvLogEventApic,              ///< the local APIC's mode and whether its page is trapped
   HvLogEventCpuUp,             ///< a processor runs as a guest
@@ -57,6 +59,7 @@ typedef enum {
   HvLogEventNestedMalformed,   ///< an entry of the nested tables that the processor does not take
   HvLogEventDecodeFailed,      ///< an instruction that could not be decoded
   HvLogEventHostWriteDropped,  ///< a write to the hypervisor's memory was dropped
+  HvLogEventSleepRefused,      ///< a sleep request of the root was dropped
   HvLogEventExitUnknown,       ///< an exit that no row expects
   HvLogEventEntryFailed,       ///< the processor refused the VM entry
   HvLogEventEntryRule,         ///< a rule of the manual that the state for a VM entry breaks
@@ -89,6 +92,8 @@ typedef enum {
   X (Memory,           HvLogInfo,  "memory",             "base=%x bytes=%x status=%x status-bytes=%x")                                                                            \
   X (Image,            HvLogInfo,  "image",              "base=%x bytes=%x entry=%x text=%x")                                                                                     \
   X (Nested,           HvLogInfo,  "nested",             "pages=%s page-bytes=%x mapped-4k=%u mapped-2m=%u mapped-1g=%u tables=%u")                                               \
+  X (Sleep,            HvLogInfo,  "sleep",              "port=%x allowed=%x")                                                                                                    \
+  X (SleepUnguarded,   HvLogInfo,  "sleep-unguarded",    "reason=%s")                                                                                                             \
   X (Kick,             HvLogInfo,  "kick",               "method=%s")                                                                                                             \
   X (Apic,             HvLogInfo,  "apic",               "mode=%s trap=%u hint=%s")                                                                                               \
   X (CpuUp,            HvLogInfo,  "cpu-up",             "index=%u apic-id=%x")                                                                                                   \
@@ -107,6 +112,7 @@ typedef enum {
   X (NestedMalformed,  HvLogError, "nested-malformed",   "gpa=%x attributes=%x level=%u rip=%x")                                                                                  \
   X (DecodeFailed,     HvLogWarn,  "decode-failed",      "rip=%x bytes=%x reason=%s")                                                                                             \
   X (HostWriteDropped, HvLogWarn,  "host-write-dropped", "gpa=%x rip=%x")                                                                                                         \
+  X (SleepRefused,     HvLogWarn,  "sleep-refused",      "port=%x value=%x rip=%x")                                                                                               \
   X (ExitUnknown,      HvLogError, "exit-unknown",       "code=%x info1=%x info2=%x rip=%x")                                                                                      \
   X (EntryFailed,      HvLogError, "entry-failed",       "code=%x reason=%s")                                                                                                     \
   X (EntryRule,        HvLogError, "entry-rule",         "rule=%s section=%s field=%s value=%x expected=%s")                                                                      \

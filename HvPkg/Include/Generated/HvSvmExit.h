@@ -140,7 +140,7 @@
 #define HV_SVM_EXIT_HLT                  0x0000000000000078ULL  ///< HLT is not intercepted
 #define HV_SVM_EXIT_INVLPG               0x0000000000000079ULL  ///< INVLPG is not intercepted
 #define HV_SVM_EXIT_INVLPGA              0x000000000000007AULL  ///< HvExitVirtInstruction
-#define HV_SVM_EXIT_IOIO                 0x000000000000007BULL  ///< port accesses are not intercepted
+#define HV_SVM_EXIT_IOIO                 0x000000000000007BULL  ///< HvExitIo
 #define HV_SVM_EXIT_MSR                  0x000000000000007CULL  ///< HvExitRdmsr
 #define HV_SVM_EXIT_TASK_SWITCH          0x000000000000007DULL  ///< task switches are not intercepted
 #define HV_SVM_EXIT_FERR_FREEZE          0x000000000000007EULL  ///< FERR freeze is not intercepted
@@ -197,7 +197,7 @@
 // Intercepts that are always set for the root, of HvVmcb.h (HvPkg)
 //
 #define HV_SVM_ROOT_INTERCEPT3 \
-  (HV_SVM_INTERCEPT3_NMI | HV_SVM_INTERCEPT3_INIT | HV_SVM_INTERCEPT3_CPUID | HV_SVM_INTERCEPT3_INVD | HV_SVM_INTERCEPT3_INVLPGA | HV_SVM_INTERCEPT3_MSR_PROT | HV_SVM_INTERCEPT3_SHUTDOWN)
+  (HV_SVM_INTERCEPT3_NMI | HV_SVM_INTERCEPT3_INIT | HV_SVM_INTERCEPT3_CPUID | HV_SVM_INTERCEPT3_INVD | HV_SVM_INTERCEPT3_INVLPGA | HV_SVM_INTERCEPT3_IOIO_PROT | HV_SVM_INTERCEPT3_MSR_PROT | HV_SVM_INTERCEPT3_SHUTDOWN)
 #define HV_SVM_ROOT_INTERCEPT4 \
   (HV_SVM_INTERCEPT4_VMRUN | HV_SVM_INTERCEPT4_VMMCALL | HV_SVM_INTERCEPT4_VMLOAD | HV_SVM_INTERCEPT4_VMSAVE | HV_SVM_INTERCEPT4_STGI | HV_SVM_INTERCEPT4_CLGI | HV_SVM_INTERCEPT4_SKINIT)
 #define HV_SVM_ROOT_INTERCEPT5 \
@@ -212,6 +212,7 @@
   X (HV_SVM_EXIT_IRET,         HvExitIret,            HvExitIret,            "IRET")         \
   X (HV_SVM_EXIT_INVD,         HvExitInvd,            HvExitInvd,            "INVD")         \
   X (HV_SVM_EXIT_INVLPGA,      HvExitVirtInstruction, HvExitVirtInstruction, "INVLPGA")      \
+  X (HV_SVM_EXIT_IOIO,         HvExitIo,              HvExitIo,              "IOIO")         \
   X (HV_SVM_EXIT_MSR,          HvExitRdmsr,           HvExitWrmsr,           "MSR")          \
   X (HV_SVM_EXIT_SHUTDOWN,     HvExitShutdown,        HvExitShutdown,        "SHUTDOWN")     \
   X (HV_SVM_EXIT_VMRUN,        HvExitVirtInstruction, HvExitVirtInstruction, "VMRUN")        \
@@ -342,7 +343,6 @@
   X (HV_SVM_EXIT_PAUSE,               "PAUSE",               "PAUSE is not intercepted")                                                       \
   X (HV_SVM_EXIT_HLT,                 "HLT",                 "HLT is not intercepted")                                                         \
   X (HV_SVM_EXIT_INVLPG,              "INVLPG",              "INVLPG is not intercepted")                                                      \
-  X (HV_SVM_EXIT_IOIO,                "IOIO",                "port accesses are not intercepted")                                              \
   X (HV_SVM_EXIT_TASK_SWITCH,         "TASK_SWITCH",         "task switches are not intercepted")                                              \
   X (HV_SVM_EXIT_FERR_FREEZE,         "FERR_FREEZE",         "FERR freeze is not intercepted")                                                 \
   X (HV_SVM_EXIT_RDTSCP,              "RDTSCP",              "RDTSCP is not intercepted")                                                      \

@@ -462,6 +462,21 @@ STATIC_ASSERT (sizeof (HV_VMCB) == 0x1000, "HV_VMCB");
 #define HV_SVM_SEGMENT_G                0x0800  ///< limit counts 4 KiB units in the descriptor
 
 //
+// EXITINFO1 of a port access (APM2 15.10.2)
+//
+#define HV_SVM_IOIO_IN             0x0000000000000001ULL  ///< IN or INS
+#define HV_SVM_IOIO_STRING         0x0000000000000004ULL  ///< INS or OUTS
+#define HV_SVM_IOIO_REP            0x0000000000000008ULL  ///< REP prefix
+#define HV_SVM_IOIO_SIZE_MASK      0x0000000000000070ULL  ///< bytes: bit 4 one, bit 5 two, bit 6 four
+#define HV_SVM_IOIO_SIZE_SHIFT     4                      ///< bytes: bit 4 one, bit 5 two, bit 6 four: lowest bit
+#define HV_SVM_IOIO_ADDRESS_MASK   0x0000000000000380ULL  ///< address size: bit 7 16, bit 8 32, bit 9 64 bits
+#define HV_SVM_IOIO_ADDRESS_SHIFT  7                      ///< address size: bit 7 16, bit 8 32, bit 9 64 bits: lowest bit
+#define HV_SVM_IOIO_SEGMENT_MASK   0x0000000000001C00ULL  ///< segment of INS or OUTS
+#define HV_SVM_IOIO_SEGMENT_SHIFT  10                     ///< segment of INS or OUTS: lowest bit
+#define HV_SVM_IOIO_PORT_MASK      0x00000000FFFF0000ULL  ///< number of the port
+#define HV_SVM_IOIO_PORT_SHIFT     16                     ///< number of the port: lowest bit
+
+//
 // EXITINFO1 of a nested page fault (APM2 15.25.6)
 //
 #define HV_NPF_PRESENT       0x0000000000000001ULL  ///< the nested translation was present

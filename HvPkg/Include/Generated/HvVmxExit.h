@@ -47,7 +47,7 @@
 #define HV_VMX_EXIT_VMXON                0x001B  ///< HvExitVirtInstruction
 #define HV_VMX_EXIT_CR_ACCESS            0x001C  ///< HvExitCrAccess
 #define HV_VMX_EXIT_DR_ACCESS            0x001D  ///< debug registers are not intercepted
-#define HV_VMX_EXIT_IO                   0x001E  ///< port accesses are not intercepted
+#define HV_VMX_EXIT_IO                   0x001E  ///< HvExitIo
 #define HV_VMX_EXIT_RDMSR                0x001F  ///< HvExitRdmsr
 #define HV_VMX_EXIT_WRMSR                0x0020  ///< HvExitWrmsr
 #define HV_VMX_EXIT_INVALID_GUEST_STATE  0x0021  ///< HvExitEntryFailed
@@ -117,6 +117,7 @@
   X (HV_VMX_EXIT_VMXOFF,              HvExitVirtInstruction, "VMXOFF")              \
   X (HV_VMX_EXIT_VMXON,               HvExitVirtInstruction, "VMXON")               \
   X (HV_VMX_EXIT_CR_ACCESS,           HvExitCrAccess,        "CR_ACCESS")           \
+  X (HV_VMX_EXIT_IO,                  HvExitIo,              "IO")                  \
   X (HV_VMX_EXIT_RDMSR,               HvExitRdmsr,           "RDMSR")               \
   X (HV_VMX_EXIT_WRMSR,               HvExitWrmsr,           "WRMSR")               \
   X (HV_VMX_EXIT_INVALID_GUEST_STATE, HvExitEntryFailed,     "INVALID_GUEST_STATE") \
@@ -141,7 +142,6 @@
   X (HV_VMX_EXIT_RDTSC,               "RDTSC",               "RDTSC is not intercepted")                          \
   X (HV_VMX_EXIT_RSM,                 "RSM",                 "dual monitor treatment of SMM is off")              \
   X (HV_VMX_EXIT_DR_ACCESS,           "DR_ACCESS",           "debug registers are not intercepted")               \
-  X (HV_VMX_EXIT_IO,                  "IO",                  "port accesses are not intercepted")                 \
   X (HV_VMX_EXIT_MWAIT,               "MWAIT",               "MWAIT is not intercepted")                          \
   X (HV_VMX_EXIT_MONITOR_TRAP_FLAG,   "MONITOR_TRAP_FLAG",   "the monitor trap flag is off")                      \
   X (HV_VMX_EXIT_MONITOR,             "MONITOR",             "MONITOR is not intercepted")                        \

@@ -16,6 +16,7 @@
 #include <Library/HvMailboxLib.h>
 #include <Library/HvMemoryTypeLib.h>
 #include <Library/HvPagingLib.h>
+#include <Library/HvSleepLib.h>
 
 typedef struct _HV_HOST         HV_HOST;
 typedef struct _HV_VM           HV_VM;
@@ -144,6 +145,9 @@ typedef struct {
 #define HV_FAULT_TABLE    BIT3 ///< the access was one of the guest's own page walk
 #define HV_FAULT_MALFORMED  BIT4 ///< an entry of the nested tables is not one that the processor takes
 
+#define HV_IO_IN      BIT0
+#define HV_IO_STRING  BIT1
+
 ///
 /// A hardware exit in neutral terms.
 ///
@@ -157,6 +161,9 @@ typedef struct {
   UINT64          Gpa;        ///< HvExitNestedFault: guest-physical address
   UINT64          CrValue;    ///< HvExitCrAccess: what the guest writes
   UINT8           CrNumber;   ///< HvExitCrAccess: 0 or 4
+  UINT8           IoSize;     ///< HvExitIo: bytes
+  UINT8           IoFlags;    ///< HvExitIo: HV_IO_*
+  UINT16          IoPort;     ///< HvExitIo
   UINT8           FetchedCount;
   UINT8           Fetched[15]; ///< instruction bytes, where the processor gives them
 } HV_EXIT;
@@ -291,6 +298,7 @@ struct _HV_HOST {
   UINT8                   AddressBits;
   volatile UINT8          BootDone;
   volatile UINT32         Dumps;           ///< dumps of refused states that were begun
+  HV_SLEEP                Sleep;           ///< the ports that exit
   HV_PAGE_POOL            Pool;
   HV_PAGING               HostPaging;
   HV_MTRRS                Mtrrs;           ///< changes under Root.Lock

@@ -14,6 +14,8 @@
 #include <Library/HvDecodeLib.h>
 #include <Library/HvGuestWalkLib.h>
 #include <Library/HvHostLib.h>
+#include <Library/HvSleepLib.h>
+#include <Library/IoLib.h>
 #include <Library/SynchronizationLib.h>
 #include <Generated/HvCpuid.h>
 #include <Generated/HvHypercall.h>
@@ -209,6 +211,22 @@ HvOnIret (
 **/
 VOID
 HvOnDebug (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     HV_EXIT  *Exit
+  );
+
+/**
+  An access to one of the ports by which the root asks for a sleep state.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
+VOID
+HvOnIo (
   IN OUT HV_CPU   *Cpu,
   IN OUT HV_VCPU  *Vcpu,
   IN     HV_EXIT  *Exit

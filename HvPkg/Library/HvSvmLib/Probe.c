@@ -42,7 +42,7 @@ SvmProbe (
 
   ZeroMem (Probe, sizeof (*Probe));
   Probe->LargestLevel = HV_PAGING_LEVEL_2M;
-  Probe->SharedPages  = SVM_MSRPM_PAGES;
+  Probe->SharedPages  = SVM_SHARED_PAGES;
   Probe->CpuPages     = SVM_CPU_PAGES;
   Probe->KickMethod   = "nmi";
   Probe->Format       = ((AsmReadCr4 () & HV_CR4_LA57) != 0) ? HvPagingNpt5 : HvPagingNpt4;

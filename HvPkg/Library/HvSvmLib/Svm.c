@@ -67,7 +67,7 @@ SvmVmInit (
 
   // All MSRs that no row names pass; outside the map every access exits (APM2 15.11).
   Map = Vm->Shared;
-  ZeroMem (Map, HV_SVM_MSRPM_BYTES);
+  ZeroMem (Map, EFI_PAGES_TO_SIZE (SVM_SHARED_PAGES));
   for (Row = 0; Row < ARRAY_SIZE (mMsrPolicy); Row++) {
     Msr = mMsrPolicy[Row].Msr;
     for (Range = 0; Range < ARRAY_SIZE (Ranges); Range++) {
@@ -78,6 +78,11 @@ SvmVmInit (
         Map[Byte] |= (UINT8)((mMsrPolicy[Row].Write ? HV_SVM_MSRPM_WRITE : 0) << (Bit % 8));
       }
     }
+  }
+
+  Map += EFI_PAGES_TO_SIZE (SVM_PAGE_IOPM);
+  for (Row = 0; Row < Host->Sleep.Count; Row++) {
+    Map[Host->Sleep.Port[Row].Port / 8] |= (UINT8)(1 << (Host->Sleep.Port[Row].Port % 8));
   }
 }
 
@@ -290,7 +295,8 @@ SvmVcpuInit (
   Control->Intercept3    = HV_SVM_ROOT_INTERCEPT3;
   Control->Intercept4    = HV_SVM_ROOT_INTERCEPT4;
   Control->Intercept5    = HV_SVM_ROOT_INTERCEPT5;
-  Control->MsrpmBase     = (UINTN)Vcpu->Vm->Shared;
+  Control->MsrpmBase     = (UINTN)Vcpu->Vm->Shared + EFI_PAGES_TO_SIZE (SVM_PAGE_MSRPM);
+  Control->IopmBase      = (UINTN)Vcpu->Vm->Shared + EFI_PAGES_TO_SIZE (SVM_PAGE_IOPM);
   Control->GuestAsid     = SVM_ROOT_ASID;
   Control->TlbControl    = HV_SVM_TLB_FLUSH_ALL;
   Control->NestedControl = HV_SVM_NP_ENABLE;
@@ -403,6 +409,12 @@ SvmEnter (
       Exit->FetchedCount = Control->FetchedBytes;
       CopyMem (Exit->Fetched, Control->InstructionBytes, Exit->FetchedCount);
     }
+  } else if (Exit->Kind == HvExitIo) {
+    Exit->NextRip = Exit->Info2; // on all processors (APM2 15.10.2)
+    Exit->IoPort  = (UINT16)((Exit->Info1 & HV_SVM_IOIO_PORT_MASK) >> HV_SVM_IOIO_PORT_SHIFT);
+    Exit->IoSize  = (UINT8)((Exit->Info1 & HV_SVM_IOIO_SIZE_MASK) >> HV_SVM_IOIO_SIZE_SHIFT);
+    Exit->IoFlags = (((Exit->Info1 & HV_SVM_IOIO_IN) != 0) ? HV_IO_IN : 0) |
+                    (((Exit->Info1 & HV_SVM_IOIO_STRING) != 0) ? HV_IO_STRING : 0);
   }
 
   return RETURN_SUCCESS;

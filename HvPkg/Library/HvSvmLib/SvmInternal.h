@@ -28,7 +28,10 @@
 #define SVM_PAGE_INPUT   4 // the VMCB as the host last changed it: QEMU and Bochs overwrite one that they refuse
 #define SVM_CPU_PAGES    5
 
-#define SVM_MSRPM_PAGES  EFI_SIZE_TO_PAGES (HV_SVM_MSRPM_BYTES)
+// Of each VM's pages: the permission maps.
+#define SVM_PAGE_MSRPM    0
+#define SVM_PAGE_IOPM     (SVM_PAGE_MSRPM + EFI_SIZE_TO_PAGES (HV_SVM_MSRPM_BYTES))
+#define SVM_SHARED_PAGES  (SVM_PAGE_IOPM + EFI_SIZE_TO_PAGES (HV_SVM_IOPM_BYTES))
 
 #define SVM_ROOT_ASID  1
 

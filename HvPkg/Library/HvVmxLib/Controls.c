@@ -37,6 +37,7 @@ STATIC CONST VMX_CONTROL_ROW  mControls[] = {
 
   CONTROL (Proc, Required, HV_VMX_PROC_SECONDARY, "secondary-controls", "EPT is one of them")
   CONTROL (Proc, Required, HV_VMX_PROC_MSR_BITMAPS, "msr-bitmaps", "else every RDMSR exits")
+  CONTROL (Proc, Required, HV_VMX_PROC_IO_BITMAPS, "io-bitmaps", "a sleep request of the root must not reach the machine")
   CONTROL (Proc, Forbidden, HV_VMX_PROC_HLT, "no-hlt-exiting", "the root halts itself")
   CONTROL (Proc, Forbidden, HV_VMX_PROC_INVLPG, "no-invlpg-exiting", "EPT makes it the guest's own business")
   CONTROL (Proc, Forbidden, HV_VMX_PROC_MWAIT, "no-mwait-exiting", "the root waits itself")

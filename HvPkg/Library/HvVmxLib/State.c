@@ -324,6 +324,7 @@ WriteControls (
   )
 {
   VMX_VCPU  *Vmx;
+  UINT64    Shared;
 
   Vmx       = VmxVcpu (Vcpu);
   Vmx->Proc = (UINT32)Controls->Word[VmxWordProc];
@@ -345,7 +346,10 @@ WriteControls (
   VmxWrite (HV_VMCS_EXIT_MSR_LOAD_COUNT, 0);
   VmxWrite (HV_VMCS_ENTRY_MSR_LOAD_COUNT, 0);
   VmxWrite (HV_VMCS_ENTRY_INTERRUPTION_INFO, 0);
-  VmxWrite (HV_VMCS_MSR_BITMAP, (UINTN)Vcpu->Vm->Shared);
+  Shared = (UINTN)Vcpu->Vm->Shared;
+  VmxWrite (HV_VMCS_MSR_BITMAP, Shared + EFI_PAGES_TO_SIZE (VMX_PAGE_MSR_BITMAPS));
+  VmxWrite (HV_VMCS_IO_BITMAP_A, Shared + EFI_PAGES_TO_SIZE (VMX_PAGE_IO_BITMAPS));
+  VmxWrite (HV_VMCS_IO_BITMAP_B, Shared + EFI_PAGES_TO_SIZE (VMX_PAGE_IO_BITMAPS + 1));
   VmxWrite (HV_VMCS_EPT_POINTER, Vmx->EptPointer);
   VmxWrite (HV_VMCS_VPID, Vmx->Vpid);
   VmxWrite (HV_VMCS_LINK_POINTER, MAX_UINT64);

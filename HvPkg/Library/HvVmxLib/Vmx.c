@@ -46,6 +46,7 @@ STATIC CONST BOOLEAN  mIsInstruction[HvExitKindCount] = {
   [HvExitXsetbv]          = TRUE,
   [HvExitHypercall]       = TRUE,
   [HvExitInvd]            = TRUE,
+  [HvExitIo]              = TRUE,
   [HvExitCrAccess]        = TRUE,
   [HvExitVirtInstruction] = TRUE,
 };
@@ -77,6 +78,11 @@ VmxVmInit (
 
     Bitmaps[BITMAP_READ_LOW + Part + Msr / 8]  |= (UINT8)((mMsrPolicy[Row].Read ? 1 : 0) << (Msr % 8));
     Bitmaps[BITMAP_WRITE_LOW + Part + Msr / 8] |= (UINT8)((mMsrPolicy[Row].Write ? 1 : 0) << (Msr % 8));
+  }
+
+  Bitmaps += EFI_PAGES_TO_SIZE (VMX_PAGE_IO_BITMAPS);
+  for (Row = 0; Row < Host->Sleep.Count; Row++) {
+    Bitmaps[Host->Sleep.Port[Row].Port / 8] |= (UINT8)(1 << (Host->Sleep.Port[Row].Port % 8));
   }
 }
 
@@ -445,6 +451,18 @@ OnCrAccess (
 }
 
 STATIC
+VOID
+OnIo (
+  IN OUT HV_EXIT  *Exit
+  )
+{
+  Exit->IoPort  = (UINT16)((Exit->Info1 & HV_VMX_IO_EXIT_PORT_MASK) >> HV_VMX_IO_EXIT_PORT_SHIFT);
+  Exit->IoSize  = (UINT8)(Exit->Info1 & HV_VMX_IO_EXIT_SIZE_MASK) + 1;
+  Exit->IoFlags = (((Exit->Info1 & HV_VMX_IO_EXIT_IN) != 0) ? HV_IO_IN : 0) |
+                  (((Exit->Info1 & HV_VMX_IO_EXIT_STRING) != 0) ? HV_IO_STRING : 0);
+}
+
+STATIC
 RETURN_STATUS
 VmxEnter (
   IN OUT HV_VCPU  *Vcpu,
@@ -508,6 +526,8 @@ VmxEnter (
     Exit->NextRip = Vcpu->Regs.Rip + VmxRead (HV_VMCS_EXIT_INSTRUCTION_LENGTH);
     if (Exit->Kind == HvExitCrAccess) {
       OnCrAccess (Vcpu, Exit);
+    } else if (Exit->Kind == HvExitIo) {
+      OnIo (Exit);
     }
 
     return RETURN_SUCCESS;

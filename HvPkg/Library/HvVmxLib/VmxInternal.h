@@ -29,7 +29,10 @@
 #define VMX_PAGE_VCPU   2 // VMX_VCPU
 #define VMX_CPU_PAGES   3
 
-#define VMX_SHARED_PAGES  1 // the MSR bitmaps
+// Of each VM's pages.
+#define VMX_PAGE_MSR_BITMAPS  0
+#define VMX_PAGE_IO_BITMAPS   1 // two: ports 0 to 7FFFh, 8000h to FFFFh (SDM 25.6.4)
+#define VMX_SHARED_PAGES      3
 
 typedef enum {
   VmxWordPin,

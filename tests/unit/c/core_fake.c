@@ -609,6 +609,70 @@ AsmCpuid (
   return AsmCpuidEx (Index, 0, Eax, Ebx, Ecx, Edx);
 }
 
+//
+// Ports.
+//
+
+UINT8
+EFIAPI
+IoRead8 (
+  IN UINTN  Port
+  )
+{
+  return (UINT8)gFake.IoValue;
+}
+
+UINT8
+EFIAPI
+IoWrite8 (
+  IN UINTN   Port,
+  IN UINT8  Value
+  )
+{
+  Note (gFake.IoWrite, &gFake.IoWrites, Port | sizeof (Value) << 16, Value);
+  return Value;
+}
+
+UINT16
+EFIAPI
+IoRead16 (
+  IN UINTN  Port
+  )
+{
+  return (UINT16)gFake.IoValue;
+}
+
+UINT16
+EFIAPI
+IoWrite16 (
+  IN UINTN   Port,
+  IN UINT16  Value
+  )
+{
+  Note (gFake.IoWrite, &gFake.IoWrites, Port | sizeof (Value) << 16, Value);
+  return Value;
+}
+
+UINT32
+EFIAPI
+IoRead32 (
+  IN UINTN  Port
+  )
+{
+  return (UINT32)gFake.IoValue;
+}
+
+UINT32
+EFIAPI
+IoWrite32 (
+  IN UINTN   Port,
+  IN UINT32  Value
+  )
+{
+  Note (gFake.IoWrite, &gFake.IoWrites, Port | sizeof (Value) << 16, Value);
+  return Value;
+}
+
 VOID
 EFIAPI
 AsmWbinvd (

@@ -92,6 +92,9 @@ typedef struct {
   UINT32            Icrs;
   HV_FAKE_WRITE     Nmi[HV_FAKE_LIST];       ///< Where: the sender's index, Value: the APIC id
   UINT32            Nmis;
+  HV_FAKE_WRITE     IoWrite[HV_FAKE_LIST];     ///< Where: the port, in bits 23:16 the bytes
+  UINT32            IoWrites;
+  UINT32            IoValue;                  ///< what every port reads
   HV_FAKE_WRITE     Xsetbv[HV_FAKE_LIST];
   UINT32            Xsetbvs;
   BOOLEAN           XsetbvFaults;

@@ -9,7 +9,7 @@ from hvtools.purelib import BASE_TYPES, PureLibrary
 
 __all__ = ["BASE_TYPES", "HERE", "LIBRARIES", "ROOT", "HostLibrary", "run_gcc"]
 
-LIBRARIES = ("Paging", "Mailbox", "Apic", "GuestWalk", "Decode", "MemoryType", "SvmCheck", "VmxCheck")
+LIBRARIES = ("Paging", "Mailbox", "Apic", "GuestWalk", "Decode", "MemoryType", "Sleep", "SvmCheck", "VmxCheck")
 HERE = Path(__file__).resolve().parent
 EXTRA = ("shim.c", "stress.c")
 

@@ -46,7 +46,7 @@ def test_every_kind_has_a_handler_and_is_counted(core: Core) -> None:
 
 
 def test_unexpected_kinds_are_logged_and_refused(core: Core) -> None:
-    for kind in ("None", "Hlt", "Pause", "Io", "DrAccess", "Exception", "TaskSwitch", "Smi", "Unknown"):
+    for kind in ("None", "Hlt", "Pause", "DrAccess", "Exception", "TaskSwitch", "Smi", "Unknown"):
         core.reset()
         assert core.run(core.exit(kind, Code=0x77, Info1=1, Info2=2)) == core.lib.HvFakeDone
         assert exception(core) == (GP, 0)

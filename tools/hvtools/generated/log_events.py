@@ -113,6 +113,21 @@ EVENTS: dict[str, Event] = {
         ),
         "nested page sizes in use",
     ),
+    "sleep": Event(
+        "info",
+        (
+            ("port", "x"),
+            ("allowed", "x"),
+        ),
+        "a port with sleep requests exits; bit n allowed: SLP_TYP n may pass",
+    ),
+    "sleep-unguarded": Event(
+        "info",
+        (
+            ("reason", "s"),
+        ),
+        "why no sleep request of the root is seen",
+    ),
     "kick": Event(
         "info",
         (
@@ -255,6 +270,15 @@ EVENTS: dict[str, Event] = {
             ("rip", "x"),
         ),
         "a write to the hypervisor's memory was dropped",
+    ),
+    "sleep-refused": Event(
+        "warn",
+        (
+            ("port", "x"),
+            ("value", "x"),
+            ("rip", "x"),
+        ),
+        "a sleep request of the root was dropped",
     ),
     "exit-unknown": Event(
         "error",

@@ -190,6 +190,7 @@ KINDS: dict[int, str] = {
     0x74: "HvExitIret",
     0x76: "HvExitInvd",
     0x7A: "HvExitVirtInstruction",
+    0x7B: "HvExitIo",
     0x7C: "HvExitRdmsr",
     0x7F: "HvExitShutdown",
     0x80: "HvExitVirtInstruction",

@@ -105,6 +105,7 @@ KINDS: dict[int, str] = {
     0x1A: "HvExitVirtInstruction",
     0x1B: "HvExitVirtInstruction",
     0x1C: "HvExitCrAccess",
+    0x1E: "HvExitIo",
     0x1F: "HvExitRdmsr",
     0x20: "HvExitWrmsr",
     0x21: "HvExitEntryFailed",

@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/io.h>
 #include <sys/klog.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -418,6 +419,31 @@ static int start_kernel(const char *kernel, const char *initrd, const char *comm
 	return 1;
 }
 
+/* Reads a port of 1, 2 or 4 bytes, or writes to it when there is a value. */
+static int use_port(int count, char **arguments)
+{
+	uint16_t port = (uint16_t)strtoul(arguments[0], NULL, 0);
+	unsigned size = (unsigned)strtoul(arguments[1], NULL, 0);
+
+	if (iopl(3) != 0) {
+		say("hvcheck: error what=iopl errno=%d", errno);
+		return 1;
+	}
+	if (count == 2) {
+		printf("0x%x\n", size == 1 ? inb(port) : size == 2 ? inw(port) : inl(port));
+	} else {
+		uint32_t value = (uint32_t)strtoul(arguments[2], NULL, 0);
+
+		if (size == 1)
+			outb((uint8_t)value, port);
+		else if (size == 2)
+			outw((uint16_t)value, port);
+		else
+			outl(value, port);
+	}
+	return 0;
+}
+
 int main(int count, char **arguments)
 {
 	if (getpid() == 1)
@@ -426,6 +452,8 @@ int main(int count, char **arguments)
 		return check("now") ? 0 : 1;
 	if (count == 5 && strcmp(arguments[1], "kexec") == 0)
 		return start_kernel(arguments[2], arguments[3], arguments[4]);
-	fputs("usage: hvcheck [kexec KERNEL INITRD COMMAND-LINE]\n", stderr);
+	if ((count == 4 || count == 5) && strcmp(arguments[1], "port") == 0)
+		return use_port(count - 2, arguments + 2);
+	fputs("usage: hvcheck [kexec KERNEL INITRD COMMAND-LINE | port PORT SIZE [VALUE]]\n", stderr);
 	return 2;
 }

@@ -30,6 +30,8 @@ CAPABILITIES = {
     "xapic": "local APICs in xAPIC mode",
     "variables": "EFI variables survive a reset",
     "poweroff": "the end of a machine tells power-off from reset",
+    "s3": "can suspend to RAM",
+    "hard-reset": "the firmware starts again after a reset of all devices",
     "linux": "the firmware gives Linux all that it needs (ACPI, SMP)",
 }
 
@@ -113,7 +115,19 @@ PLATFORMS = {
             name="qemu-svm",
             vendor="svm",
             capabilities=frozenset(
-                {"svm", "hypervisor", "fast", "smp", "concurrent", "xapic", "variables", "poweroff", "linux"},
+                {
+                    "svm",
+                    "hypervisor",
+                    "fast",
+                    "smp",
+                    "concurrent",
+                    "xapic",
+                    "variables",
+                    "poweroff",
+                    "s3",
+                    "hard-reset",
+                    "linux",
+                },
             ),
             cpu_model=DEFAULT_CPU,
             accelerator=DEFAULT_ACCELERATOR,

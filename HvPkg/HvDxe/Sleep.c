@@ -1,0 +1,151 @@
+/** @file
+  The sleep states from which a processor comes back without a hypervisor: found in the ACPI tables, and hidden there.
+
+  SPDX-License-Identifier: BSD-2-Clause-Patent
+**/
+
+#include "HvDxe.h"
+#include <IndustryStandard/Acpi.h>
+
+#define STATE_FIRST_HIDDEN  1
+#define STATE_LAST_HIDDEN   3
+#define STATE_LAST          5
+
+typedef EFI_ACPI_DESCRIPTION_HEADER                ACPI_TABLE;
+typedef EFI_ACPI_6_5_FIXED_ACPI_DESCRIPTION_TABLE  ACPI_FADT;
+typedef EFI_ACPI_6_5_GENERIC_ADDRESS_STRUCTURE     ACPI_ADDRESS;
+
+#define HAS_FIELD(Fadt, Field)  ((Fadt)->Header.Length >= OFFSET_OF (ACPI_FADT, Field) + sizeof ((Fadt)->Field))
+
+///
+/// The tables with AML, one after the other: the DSDT, then the SSDTs.
+///
+STATIC
+ACPI_TABLE *
+NextAml (
+  IN ACPI_TABLE  *Previous  OPTIONAL
+  )
+{
+  if (Previous == NULL) {
+    return (ACPI_TABLE *)EfiLocateFirstAcpiTable (EFI_ACPI_6_5_DIFFERENTIATED_SYSTEM_DESCRIPTION_TABLE_SIGNATURE);
+  }
+
+  if (Previous->Signature != EFI_ACPI_6_5_SECONDARY_SYSTEM_DESCRIPTION_TABLE_SIGNATURE) {
+    return (ACPI_TABLE *)EfiLocateFirstAcpiTable (EFI_ACPI_6_5_SECONDARY_SYSTEM_DESCRIPTION_TABLE_SIGNATURE);
+  }
+
+  return (ACPI_TABLE *)EfiLocateNextAcpiTable (Previous->Signature, (EFI_ACPI_COMMON_HEADER *)Previous);
+}
+
+STATIC
+BOOLEAN
+FindTypes (
+  IN  UINT8  State,
+  OUT UINT8  Types[2]
+  )
+{
+  ACPI_TABLE  *Table;
+
+  for (Table = NextAml (NULL); Table != NULL; Table = NextAml (Table)) {
+    if (!RETURN_ERROR (HvSleepTypes ((UINT8 *)Table, Table->Length, State, Types))) {
+      return TRUE;
+    }
+  }
+
+  return FALSE;
+}
+
+///
+/// The port of a register, 0 if it has none.
+///
+STATIC
+UINT64
+PortOf (
+  IN UINT32              Legacy,
+  IN CONST ACPI_ADDRESS  *Extended OPTIONAL
+  )
+{
+  if ((Extended != NULL) && (Extended->Address != 0)) {
+    return (Extended->AddressSpaceId == EFI_ACPI_6_5_SYSTEM_IO) ? Extended->Address : 0;
+  }
+
+  return Legacy;
+}
+
+STATIC
+VOID
+AddPort (
+  IN OUT HV_SLEEP  *Sleep,
+  IN     UINT64    Port,
+  IN     UINT8     Allowed
+  )
+{
+  if ((Port != 0) && (Port <= MAX_UINT16)) {
+    Sleep->Port[Sleep->Count].Port    = (UINT16)Port;
+    Sleep->Port[Sleep->Count].Allowed = Allowed;
+    Sleep->Count++;
+    HV_LOG (0, Sleep, Port, Allowed);
+  }
+}
+
+VOID
+HvSleepFind (
+  OUT HV_SLEEP  *Sleep
+  )
+{
+  ACPI_FADT  *Fadt;
+  UINT64     Port;
+  UINT8      Types[2];
+  UINT8      Allowed[2];
+  UINT8      State;
+
+  Sleep->Count = 0;
+  Fadt         = (ACPI_FADT *)EfiLocateFirstAcpiTable (EFI_ACPI_6_5_FIXED_ACPI_DESCRIPTION_TABLE_SIGNATURE);
+  if (Fadt == NULL) {
+    HV_LOG (0, SleepUnguarded, HV_STR ("no ACPI tables"));
+    return;
+  }
+
+  // What is left to the operating system: the states in which the machine forgets everything.
+  ZeroMem (Allowed, sizeof (Allowed));
+  for (State = STATE_LAST_HIDDEN + 1; State <= STATE_LAST; State++) {
+    if (FindTypes (State, Types)) {
+      Allowed[0] |= (UINT8)(1 << Types[0]);
+      Allowed[1] |= (UINT8)(1 << Types[1]);
+    }
+  }
+
+  if (Allowed[0] == 0) {
+    HV_LOG (0, SleepUnguarded, HV_STR ("the ACPI tables do not say how the machine is switched off"));
+    return;
+  }
+
+  if (HAS_FIELD (Fadt, SleepControlReg) && ((Fadt->Flags & EFI_ACPI_6_5_HW_REDUCED_ACPI) != 0)) {
+    AddPort (Sleep, PortOf (0, &Fadt->SleepControlReg), Allowed[0]);
+  } else {
+    // SLP_TYP and SLP_EN are in the second byte of PM1_CNT.
+    Port = PortOf (Fadt->Pm1aCntBlk, HAS_FIELD (Fadt, XPm1aCntBlk) ? &Fadt->XPm1aCntBlk : NULL);
+    AddPort (Sleep, (Port == 0) ? 0 : Port + 1, Allowed[0]);
+    Port = PortOf (Fadt->Pm1bCntBlk, HAS_FIELD (Fadt, XPm1bCntBlk) ? &Fadt->XPm1bCntBlk : NULL);
+    AddPort (Sleep, (Port == 0) ? 0 : Port + 1, Allowed[1]);
+  }
+
+  if (Sleep->Count == 0) {
+    HV_LOG (0, SleepUnguarded, HV_STR ("the sleep registers are not at ports"));
+  }
+}
+
+VOID
+HvSleepHideStates (
+  VOID
+  )
+{
+  ACPI_TABLE  *Table;
+  UINT8       State;
+
+  for (Table = NextAml (NULL); Table != NULL; Table = NextAml (Table)) {
+    for (State = STATE_FIRST_HIDDEN; State <= STATE_LAST_HIDDEN; State++) {
+      HvSleepHide ((UINT8 *)Table, Table->Length, State);
+    }
+  }
+}
