@@ -7,6 +7,7 @@
 #include "HvDxe.h"
 
 STATIC EFI_EVENT  mExitBootServices;
+STATIC EFI_EVENT  mFirmwareDone;
 STATIC UINT64     mBackend;
 
 ///
@@ -34,6 +35,50 @@ OnExitBootServices (
   // Now all tables are there, nobody has read their AML, and the driver stays.
   HvSleepHideStates ();
   HvHypercall (HV_HC_BOOT_DONE, mBackend);
+  if (HvLaunchCount () > 1) {
+    // Lowest level, last in its queue: behind what the firmware itself does now, which starts all processors once more.
+    gBS->SignalEvent (mFirmwareDone);
+  }
+}
+
+STATIC
+VOID
+EFIAPI
+OnFirmwareDone (
+  IN EFI_EVENT  Event,
+  IN VOID       *Context
+  )
+{
+  HvHypercall (HV_HC_FIRMWARE_DONE, mBackend);
+}
+
+STATIC
+VOID
+CloseEvents (
+  VOID
+  )
+{
+  if (mExitBootServices != NULL) {
+    gBS->CloseEvent (mExitBootServices);
+  }
+
+  if (mFirmwareDone != NULL) {
+    gBS->CloseEvent (mFirmwareDone);
+  }
+}
+
+STATIC
+CONST CHAR8 *
+ApicHint (
+  IN CONST HV_HOST  *Host
+  )
+{
+  if (Host->CpuCount == 1) {
+    return "none";
+  }
+
+  return Host->LiftApicTrap ? "the trap ends when the operating system has started every processor" :
+         "x2APIC would save an exit for each EOI and timer write";
 }
 
 STATIC
@@ -225,11 +270,15 @@ HvDxeEntry (
       Apic,
       HV_STR ("xapic"),
       Host->CpuCount > 1,
-      HV_STR ((Host->CpuCount > 1) ? "x2APIC would save an exit for each EOI and timer write" : "none")
+      HV_STR (ApicHint (Host))
       );
   }
 
   Status = gBS->InstallConfigurationTable (&gHvStatusTableGuid, Host->Status);
+  if (!EFI_ERROR (Status)) {
+    Status = gBS->CreateEvent (EVT_NOTIFY_SIGNAL, TPL_CALLBACK, OnFirmwareDone, NULL, &mFirmwareDone);
+  }
+
   if (!EFI_ERROR (Status)) {
     Status = gBS->CreateEventEx (
                     EVT_NOTIFY_SIGNAL,
@@ -259,10 +308,7 @@ HvDxeEntry (
   }
 
   if (EFI_ERROR (Status)) {
-    if (mExitBootServices != NULL) {
-      gBS->CloseEvent (mExitBootServices);
-    }
-
+    CloseEvents ();
     gBS->InstallConfigurationTable (&gHvStatusTableGuid, NULL);
     HvMemoryFree ();
   }
@@ -293,7 +339,7 @@ HvDxeUnload (
     return Status;
   }
 
-  gBS->CloseEvent (mExitBootServices);
+  CloseEvents ();
   gBS->InstallConfigurationTable (&gHvStatusTableGuid, NULL);
   HvMemoryFree ();
   HV_LOG (0, Unload, HvLaunchCount ());

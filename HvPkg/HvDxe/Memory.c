@@ -482,6 +482,7 @@ HvMemoryBuild (
   Host->CpuCount       = (UINT32)Cpus;
   Host->RootCr0        = Probe->RootCr0;
   Host->RootCr4        = Probe->RootCr4;
+  Host->LiftApicTrap   = (BOOLEAN)(Probe->SipiExits && (Options->Value[HvOptionApicTrap] == HV_OPTION_APIC_TRAP_AUTO));
   Host->HiddenCount    = Probe->HiddenCount;
   CopyMem (Host->Hidden, Probe->Hidden, sizeof (Host->Hidden));
   Host->FailCpu        = (UINT32)MIN (Options->Value[HvOptionFailCpu], MAX_UINT32);

@@ -22,7 +22,7 @@ from hvtools.boot.result import BootResult
 from hvtools.boot.runner import booting, run
 from hvtools.boot.startup import Prompt
 from hvtools.boot.strategy import BootStrategy
-from hvtools.machines.registry import CAPABILITIES, platform_named, platforms_with
+from hvtools.machines.registry import CAPABILITIES, Platform, platform_named, platforms_with
 
 Boot = Callable[..., BootResult]
 _SESSIONS_KEPT = 2
@@ -46,15 +46,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     platforms = platforms_with(needed)
     assert platforms, f"no platform has {sorted(needed)}"
     everywhere = metafunc.definition.get_closest_marker("everywhere") is not None
-    metafunc.parametrize(
-        "platform",
-        [
-            pytest.param(
-                platform.name, marks=() if everywhere or "fast" in platform.capabilities else (pytest.mark.slow,)
-            )
-            for platform in platforms
-        ],
-    )
+
+    def marks(platform: Platform) -> tuple[pytest.MarkDecorator, ...]:
+        return () if everywhere or "fast" in platform.capabilities else (pytest.mark.slow,)
+
+    if "lacking" in metafunc.fixturenames:
+        metafunc.parametrize(
+            ("platform", "lacking"),
+            [
+                pytest.param(platform.name, requirement, marks=marks(platform))
+                for platform in platforms
+                for requirement in platform.lesser_cpus
+            ],
+        )
+        return
+    metafunc.parametrize("platform", [pytest.param(platform.name, marks=marks(platform)) for platform in platforms])
 
 
 @pytest.fixture(scope="session")

@@ -68,6 +68,18 @@ def test_a_processor_without_virtualization_is_named_and_linux_boots_anyway(boot
     assert result.checks.done, result.report()
 
 
+def test_a_processor_that_lacks_one_thing_is_refused_by_its_name(boot: Boot, platform: str, lacking: str) -> None:
+    result = boot(cpus=1, cpu_model=platform_named(platform).lesser_cpus[lacking])
+    (failure,) = result.failures
+    assert "HvDxe did not virtualise" in failure, result.report()
+    unmet = [line.fields for line in result.log if line.event == "requirement-unmet"]
+    (named,) = [
+        fields for fields in unmet if fields["name"] == lacking and fields["backend"] == platform_named(platform).vendor
+    ]
+    assert named["source"] and int(named["value"], 16) >= 0 and named["expected"]
+    assert result.virtualised == [] and result.checks.done, result.report()
+
+
 @pytest.mark.needs("smp")
 @pytest.mark.parametrize("victim", [0, 3])
 def test_if_one_processor_fails_none_is_virtualised(boot: Boot, victim: int) -> None:

@@ -13,11 +13,12 @@
 //
 // RAX on VMCALL or VMMCALL at CPL 0: the magic and the number.
 //
-#define HV_HC_MAGIC      0x0000000048760000ULL  ///< upper half of a call
-#define HV_HC_NULL       0x0000000048760000ULL  ///< does nothing; measures the round trip
-#define HV_HC_BOOT_DONE  0x0000000048760001ULL  ///< the boot services are gone: the exit counters are noted (AtExitBootServices), and no processor leaves any more
-#define HV_HC_LEAVE      0x0000000048760002ULL  ///< take this processor back to native mode; only from the driver's own code, before boot-done
-#define HV_HC_VERSION    0x0000000048760003ULL  ///< the interface version in RAX
+#define HV_HC_MAGIC          0x0000000048760000ULL  ///< upper half of a call
+#define HV_HC_NULL           0x0000000048760000ULL  ///< does nothing; measures the round trip
+#define HV_HC_BOOT_DONE      0x0000000048760001ULL  ///< the boot services are gone: the exit counters are noted (AtExitBootServices), and no processor leaves any more
+#define HV_HC_LEAVE          0x0000000048760002ULL  ///< take this processor back to native mode; only from the driver's own code, before boot-done
+#define HV_HC_VERSION        0x0000000048760003ULL  ///< the interface version in RAX
+#define HV_HC_FIRMWARE_DONE  0x0000000048760004ULL  ///< the firmware's own work at ExitBootServices is done: a processor that starts from here on is the operating system's
 
 //
 // Status of a hypercall, in RAX (HvPkg)
@@ -28,10 +29,11 @@
 #define HV_HC_BAD_ARGUMENT  0xFFFFFFFFFFFFFFFDULL  ///< an argument is out of range
 
 /// X (call, name).
-#define HV_HYPERCALL_LIST(X)       \
-  X (HV_HC_NULL,      "null")      \
-  X (HV_HC_BOOT_DONE, "boot-done") \
-  X (HV_HC_LEAVE,     "leave")     \
-  X (HV_HC_VERSION,   "version")
+#define HV_HYPERCALL_LIST(X)               \
+  X (HV_HC_NULL,          "null")          \
+  X (HV_HC_BOOT_DONE,     "boot-done")     \
+  X (HV_HC_LEAVE,         "leave")         \
+  X (HV_HC_VERSION,       "version")       \
+  X (HV_HC_FIRMWARE_DONE, "firmware-done")
 
 #endif // HV_HYPERCALL_H_

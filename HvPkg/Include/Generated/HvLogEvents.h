@@ -43,6 +43,7 @@ typedef enum {
   HvLogEventSleepUnguarded,    ///< why no sleep request of the root is seen
   HvLogEventKick,              ///< how one processor makes another leave its guest
   HvLogEventApic,              ///< the local APIC's mode and whether its page is trapped
+  HvLogEventApicLifted,        ///< every processor was started: writes to the xAPIC page exit no longer
   HvLogEventCpuUp,             ///< a processor runs as a guest
   HvLogEventCpuFailed,         ///< a processor could not be virtualised
   HvLogEventCpuDown,           ///< a processor is native again
@@ -96,6 +97,7 @@ typedef enum {
   X (SleepUnguarded,   HvLogInfo,  "sleep-unguarded",    "reason=%s")                                                                                                             \
   X (Kick,             HvLogInfo,  "kick",               "method=%s")                                                                                                             \
   X (Apic,             HvLogInfo,  "apic",               "mode=%s trap=%u hint=%s")                                                                                               \
+  X (ApicLifted,       HvLogInfo,  "apic-lifted",        "")                                                                                                                      \
   X (CpuUp,            HvLogInfo,  "cpu-up",             "index=%u apic-id=%x")                                                                                                   \
   X (CpuFailed,        HvLogError, "cpu-failed",         "index=%u apic-id=%x reason=%s detail=%x")                                                                               \
   X (CpuDown,          HvLogInfo,  "cpu-down",           "index=%u")                                                                                                              \

@@ -280,6 +280,16 @@
 #define HV_VMX_BASIC_ANY_ERROR_CODE     0x0100000000000000ULL  ///< hardware exceptions with or without error code
 
 //
+// VMX_MISC (SDM A.6)
+//
+#define HV_VMX_MISC_HLT                0x0000000000000040ULL  ///< activity state HLT
+#define HV_VMX_MISC_SHUTDOWN           0x0000000000000080ULL  ///< activity state shutdown
+#define HV_VMX_MISC_WAIT_FOR_SIPI      0x0000000000000100ULL  ///< activity state wait-for-SIPI
+#define HV_VMX_MISC_CR3_TARGETS_MASK   0x0000000001FF0000ULL  ///< number of CR3-target values
+#define HV_VMX_MISC_CR3_TARGETS_SHIFT  16                     ///< number of CR3-target values: lowest bit
+#define HV_VMX_MISC_EVENT_LENGTH_ZERO  0x0000000040000000ULL  ///< software events may be injected with instruction length 0
+
+//
 // VMX_EPT_VPID_CAP (SDM A.10)
 //
 #define HV_VMX_EPT_VPID_CAP_EXECUTE_ONLY               0x0000000000000001ULL  ///< execute-only translations

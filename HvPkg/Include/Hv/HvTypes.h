@@ -88,9 +88,18 @@ typedef enum {
 #define HV_STATE_CR2       BIT4
 #define HV_STATE_DEBUG     BIT5 ///< DR6 DR7
 #define HV_STATE_PAT       BIT6
-#define HV_STATE_EVENTS    BIT7 ///< interrupt shadow, blocking by NMI, HLT
+#define HV_STATE_EVENTS    BIT7 ///< interrupt shadow, blocking by NMI, activity
 #define HV_STATE_ALL       (BIT8 - 1)
 #define HV_STATE_PDPTE     BIT8 ///< for PAE paging, where the processor keeps them in registers; else it changes nothing
+
+///
+/// What a processor does between two events. Where the backend cannot keep it across an exit, it is always running.
+///
+typedef enum {
+  HvActivityRunning,
+  HvActivityHalted,
+  HvActivityWaitForSipi
+} HV_ACTIVITY;
 
 typedef struct {
   HV_SEGMENT    Segment[HvSegmentCount];
@@ -101,7 +110,7 @@ typedef struct {
   UINT8         Cpl;
   BOOLEAN       InterruptShadow;
   BOOLEAN       NmiBlocked;       ///< where the processor keeps account of it, else FALSE
-  BOOLEAN       Halted;           ///< in HLT, where an exit does not end it, else FALSE
+  HV_ACTIVITY   Activity;
   UINT64        Cr0;
   UINT64        Cr2;
   UINT64        Cr3;
@@ -221,6 +230,8 @@ struct _HV_CPU {
   UINT8              Entered;        ///< HV_ENTERED_*; what is known of the state for the next entry
   volatile UINT32    State;          ///< HV_MP_STATE: this processor
   volatile UINT32    KickPending;    ///< set by who kicks, cleared by the kicked
+  volatile UINT32    SipiWait;       ///< this processor: its guest waits for a SIPI by the wire; NMIs do not reach it
+  volatile UINT32    OsStarted;      ///< this processor: the operating system runs on it
   HV_MAILBOX         Mailbox;
   VOID               *BackendPages;
   UINT64             FaultStackTop;
@@ -297,6 +308,9 @@ struct _HV_HOST {
   HV_CPUID_HIDDEN         Hidden[HV_CPUID_HIDDEN_MAX];
   UINT8                   AddressBits;
   volatile UINT8          BootDone;
+  volatile UINT8          FirmwareDone;
+  BOOLEAN                 LiftApicTrap;    ///< as soon as the operating system has started every processor
+  volatile UINT8          ApicTrapLifted;  ///< changes under Root.Lock
   volatile UINT32         Dumps;           ///< dumps of refused states that were begun
   HV_SLEEP                Sleep;           ///< the ports that exit
   HV_PAGE_POOL            Pool;

@@ -35,6 +35,7 @@ typedef struct {
   UINT64            RootCr0;       ///< bits of CR0 and CR4 that must be 1 while root mode is on
   UINT64            RootCr4;
   CONST CHAR8       *KickMethod;
+  BOOLEAN           SipiExits;     ///< INIT and SIPI exit at the processor that they are for
   UINT32            HiddenCount;
   HV_CPUID_HIDDEN   Hidden[HV_CPUID_HIDDEN_MAX];
   HV_REQUIREMENT    Requirement[HV_REQUIREMENTS_MAX];

@@ -1,10 +1,50 @@
 /** @file
-  Writes to the xAPIC page: the page is read-only for the root, so each one exits.
+  Writes to the xAPIC page: while the page is read-only for the root, each one exits.
 
   SPDX-License-Identifier: BSD-2-Clause-Patent
 **/
 
 #include "CoreInternal.h"
+
+VOID
+HvCoreOsStarted (
+  IN OUT HV_CPU  *Cpu
+  )
+{
+  HV_HOST         *Host;
+  HV_PAGING       *Nested;
+  HV_PAGING_LEAF  Leaf;
+  HV_CPU          *Other;
+  UINT32          Index;
+
+  // The own mark is out before the others' are looked at: whoever comes last sees all of them.
+  InterlockedCompareExchange32 ((UINT32 *)&Cpu->OsStarted, 0, 1);
+  Host   = Cpu->Host;
+  Nested = &Host->Root.Nested;
+  if (!Host->LiftApicTrap || (Host->ApicTrapLifted != 0)) {
+    return;
+  }
+
+  for (Index = 0; Index < Host->CpuCount; Index++) {
+    Other = HvHostCpu (Host, Index);
+    if ((Other->OsStarted == 0) || Other->X2Apic) {
+      return;
+    }
+  }
+
+  // More is allowed than before: a processor that has the old translation cached exits once more, which takes it out of
+  // its cache (SDM volume 3, 29.4.3.1), and the write is carried out as before.
+  HvCoreLock (&Host->Root.Lock);
+  if (Host->ApicTrapLifted == 0) {
+    HvPagingQuery (Nested, Host->ApicPage, &Leaf);
+    if (!RETURN_ERROR (HvPagingProtect (Nested, Host->ApicPage, EFI_PAGE_SIZE, Leaf.Attributes | HV_PAGE_RWX))) {
+      Host->ApicTrapLifted = 1;
+      HV_LOG (Cpu->Index, ApicLifted);
+    }
+  }
+
+  HvCoreUnlock (&Host->Root.Lock);
+}
 
 VOID
 HvOnApicWrite (

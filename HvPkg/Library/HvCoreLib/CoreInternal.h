@@ -306,6 +306,19 @@ HvCoreInterruptCommand (
   );
 
 /**
+  The operating system runs on this processor. When it does on all, the trap of the xAPIC page is lifted, where INIT and
+  SIPI exit by themselves.
+
+  @param[in,out] Cpu  This processor.
+
+  @par Context: Host
+**/
+VOID
+HvCoreOsStarted (
+  IN OUT HV_CPU  *Cpu
+  );
+
+/**
   Queues an exception for the guest. While another event is queued, which is one whose delivery the exit cut off, it
   becomes what the two are together: itself, #DF, or a shutdown.
 

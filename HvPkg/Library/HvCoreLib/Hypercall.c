@@ -63,6 +63,16 @@ HvOnHypercall (
       BootDone (Cpu);
       Vcpu->Regs.Rax = HV_HC_OK;
       break;
+    case HV_HC_FIRMWARE_DONE:
+      if (Host->BootDone == 0) {
+        Vcpu->Regs.Rax = HV_HC_DENIED;
+        break;
+      }
+
+      Host->FirmwareDone = 1;
+      HvCoreOsStarted (Cpu);
+      Vcpu->Regs.Rax = HV_HC_OK;
+      break;
     case HV_HC_LEAVE:
       if ((Host->BootDone != 0) || (Rip < Host->BootTextBase) || (Rip >= Host->BootTextEnd)) {
         Vcpu->Regs.Rax = HV_HC_DENIED;

@@ -47,7 +47,7 @@ HvCoreInitState (
   State->Cpl                           = 0;
   State->InterruptShadow               = FALSE;
   State->NmiBlocked                    = FALSE;
-  State->Halted                        = FALSE;
+  State->Activity                      = HvActivityRunning;
   State->Cr0                           = (State->Cr0 & (HV_CR0_CD | HV_CR0_NW)) | HV_CR0_ET;
   State->Cr2                           = 0;
   State->Cr3                           = 0;

@@ -1,5 +1,6 @@
 /** @file
-  INIT and SIPI: posted into mailboxes by the sender's processor, carried out by the target's.
+  INIT and SIPI: posted into mailboxes by the sender's processor, carried out by the target's. When the trap of the xAPIC
+  page is lifted they come by the wire and exit at the target, which posts them into its own mailbox.
 
   SPDX-License-Identifier: BSD-2-Clause-Patent
 **/
@@ -17,6 +18,20 @@ Kick (
   if (InterlockedCompareExchange32 ((UINT32 *)&Target->KickPending, 0, 1) == 0) {
     HvHostSendNmi (Cpu, Target->Apic.ApicId);
   }
+}
+
+///
+/// An interrupt command for one processor alone, by its local APIC. Delivery mode and vector stay.
+///
+STATIC
+VOID
+SendWire (
+  IN HV_CPU  *Cpu,
+  IN HV_CPU  *Target,
+  IN UINT64  Icr
+  )
+{
+  HvHostSendIcr (Cpu, (Icr & 0x7FF) | BIT14 | LShiftU64 (Target->Apic.ApicId, Cpu->X2Apic ? 32 : 56));
 }
 
 VOID
@@ -47,7 +62,6 @@ HvCoreInterruptCommand (
   HV_CPU   *Target;
   HV_IPI   Ipi;
   UINT32   Index;
-  UINT64   Wire;
   BOOLEAN  Init;
   BOOLEAN  MustKick;
 
@@ -69,10 +83,8 @@ HvCoreInterruptCommand (
     }
 
     if (Target->State == HvMpNative) {
-      // Not launched yet, or left: it gets the real thing, alone. (Delivery mode, level and vector stay.)
-      Wire  = Icr & 0x7FF;
-      Wire |= BIT14 | LShiftU64 (Target->Apic.ApicId, Cpu->X2Apic ? 32 : 56);
-      HvHostSendIcr (Cpu, Wire);
+      // Not launched yet, or left: it gets the real thing.
+      SendWire (Cpu, Target, Icr);
       continue;
     }
 
@@ -86,6 +98,11 @@ HvCoreInterruptCommand (
 
     if (MustKick && (Target != Cpu)) {
       Kick (Cpu, Target);
+    }
+
+    if (!Init && (Target->SipiWait != 0)) {
+      // NMIs are blocked there, a SIPI is not. It goes behind the kick: one of the two arrives.
+      SendWire (Cpu, Target, Icr);
     }
   }
 
@@ -127,6 +144,7 @@ Reset (
   Vcpu->NmiBlocked  = FALSE;
   Vcpu->NmiStepping = FALSE;
   Vcpu->NmiIretSeen = FALSE;
+  Cpu->SipiWait     = FALSE;
   HvHostApicReset (Cpu);
 }
 
@@ -148,6 +166,30 @@ Start (
   Cpu->Host->Ops->StateSet (Vcpu, HV_STATE_SEGMENTS, &State);
   Vcpu->Regs.Rip    = 0;
   Vcpu->NmiPending  = FALSE; // an NMI does not reach a processor that waits for its SIPI
+  if (Cpu->Host->FirmwareDone != 0) {
+    HvCoreOsStarted (Cpu);
+  }
+}
+
+///
+/// What a processor that waits for its SIPI does: sleep in its guest, where a SIPI exits, or here, where mail wakes it.
+///
+STATIC
+VOID
+SetSipiWait (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     BOOLEAN  On
+  )
+{
+  HV_VCPU_STATE  State;
+
+  if ((Cpu->SipiWait != 0) != On) {
+    Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_EVENTS, &State);
+    State.Activity = On ? HvActivityWaitForSipi : HvActivityRunning;
+    Cpu->Host->Ops->StateSet (Vcpu, HV_STATE_EVENTS, &State);
+    InterlockedCompareExchange32 ((UINT32 *)&Cpu->SipiWait, !On, On);
+  }
 }
 
 VOID
@@ -175,11 +217,19 @@ HvCoreMail (
       }
     }
 
+    SetSipiWait (Cpu, Vcpu, (BOOLEAN)((Cpu->State == HvMpWaitForSipi) && (Cpu->Host->ApicTrapLifted != 0)));
     if (Cpu->State != HvMpWaitForSipi) {
       return;
     }
 
-    Cpu->Host->Ops->WaitMail (Cpu);
+    if (Cpu->SipiWait == 0) {
+      Cpu->Host->Ops->WaitMail (Cpu);
+    } else if (!HvMailboxPeek (&Cpu->Mailbox, NULL)) {
+      // Who posts from here on sees the mark; what came before is taken now.
+      Vcpu->NmiPending = FALSE;
+      return;
+    }
+
     HvCoreSettleNmis (Cpu, Vcpu);
   }
 }

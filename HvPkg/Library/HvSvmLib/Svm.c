@@ -201,7 +201,7 @@ SvmStateGet (
   if ((Mask & HV_STATE_EVENTS) != 0) {
     State->InterruptShadow = (BOOLEAN)((Vmcb (Vcpu)->Control.InterruptShadow & BIT0) != 0);
     State->NmiBlocked      = FALSE;
-    State->Halted          = FALSE;
+    State->Activity        = HvActivityRunning;
   }
 
   if ((Mask & HV_STATE_PDPTE) != 0) {

@@ -62,12 +62,7 @@ typedef struct {
 #define EXPECT(Rule, Name, Kept)       Expect (Check, HvVmxRule##Rule, HV_VMCS_##Name##_INDEX, (BOOLEAN)(Kept))
 #define EXPECT_AT(Rule, Index, Kept)   Expect (Check, HvVmxRule##Rule, (Index), (BOOLEAN)(Kept))
 
-//
-// IA32_VMX_MISC (SDM A.6).
-//
-#define MISC_ACTIVITY_SHIFT      6 // HLT, shutdown, wait-for-SIPI from here on
-#define MISC_CR3_TARGETS(Misc)   ((Misc) >> 16 & 0x1FF)
-#define MISC_EVENT_LENGTH_ZERO   BIT30
+#define CR3_TARGETS(Misc)  (((Misc) & HV_VMX_MISC_CR3_TARGETS_MASK) >> HV_VMX_MISC_CR3_TARGETS_SHIFT)
 
 #define ENTRY_SMM  ((UINT64)(HV_VMX_ENTRY_CTL_SMM | HV_VMX_ENTRY_CTL_DEACTIVATE_DUAL_MONITOR))
 #define EFER_LONG  (HV_EFER_LME | HV_EFER_LMA)
@@ -263,7 +258,7 @@ CheckExecutionControls (
     EXPECT (Proc3Allowed, PROCBASED_CTLS3, (VALUE (PROCBASED_CTLS3) & ~Env->Proc3) == 0);
   }
 
-  EXPECT (Cr3TargetCount, CR3_TARGET_COUNT, VALUE (CR3_TARGET_COUNT) <= MISC_CR3_TARGETS (Env->Misc));
+  EXPECT (Cr3TargetCount, CR3_TARGET_COUNT, VALUE (CR3_TARGET_COUNT) <= CR3_TARGETS (Env->Misc));
   if ((Proc & HV_VMX_PROC_IO_BITMAPS) != 0) {
     EXPECT (IoBitmaps, IO_BITMAP_A, Physical (Check, VALUE (IO_BITMAP_A), SIZE_4KB));
     EXPECT (IoBitmaps, IO_BITMAP_B, Physical (Check, VALUE (IO_BITMAP_B), SIZE_4KB));
@@ -512,7 +507,7 @@ CheckEvent (
       EventLength,
       ENTRY_INSTRUCTION_LENGTH,
       (VALUE (ENTRY_INSTRUCTION_LENGTH) <= 15) &&
-      ((VALUE (ENTRY_INSTRUCTION_LENGTH) != 0) || ((Env->Misc & MISC_EVENT_LENGTH_ZERO) != 0))
+      ((VALUE (ENTRY_INSTRUCTION_LENGTH) != 0) || ((Env->Misc & HV_VMX_MISC_EVENT_LENGTH_ZERO) != 0))
       );
   }
 }
@@ -1033,7 +1028,7 @@ CheckNonRegister (
   Shadow   = (BOOLEAN)((Blocking & (HV_VMX_BLOCKING_STI | HV_VMX_BLOCKING_MOV_SS)) != 0);
   Known    = (BOOLEAN)((Activity == HV_VMX_ACTIVITY_ACTIVE) ||
                        ((Activity <= HV_VMX_ACTIVITY_WAIT_FOR_SIPI) &&
-                        ((Check->Env->Misc >> (MISC_ACTIVITY_SHIFT + Activity - 1) & 1) != 0)));
+                        ((Check->Env->Misc & (HV_VMX_MISC_HLT << (Activity - 1))) != 0)));
   EXPECT (ActivityValue, GUEST_ACTIVITY, Known);
   if (Known) {
     EXPECT (ActivityHlt, GUEST_ACTIVITY, (Activity != HV_VMX_ACTIVITY_HLT) || (DPL (AT (RIGHTS + SS)) == 0));

@@ -182,6 +182,7 @@ VmxProbe (
     "bit 48 = 0",
     (BOOLEAN)((Value & HV_VMX_BASIC_ADDRESS32) == 0)
     );
+  Probe->SipiExits = (BOOLEAN)((AsmReadMsr64 (HV_MSR_VMX_MISC) & HV_VMX_MISC_WAIT_FOR_SIPI) != 0);
   ProbeFixedBits (Probe);
   VmxProbeControls (Probe);
   ProbeEpt (Probe);

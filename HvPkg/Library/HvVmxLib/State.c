@@ -129,6 +129,28 @@ SegmentSet (
   VmxWrite (SEGMENT_BASE ((UINT32)Index), Base);
 }
 
+STATIC CONST UINT32  mActivity[] = {
+  [HvActivityRunning]     = HV_VMX_ACTIVITY_ACTIVE,
+  [HvActivityHalted]      = HV_VMX_ACTIVITY_HLT,
+  [HvActivityWaitForSipi] = HV_VMX_ACTIVITY_WAIT_FOR_SIPI,
+};
+
+STATIC
+HV_ACTIVITY
+ActivityGet (
+  VOID
+  )
+{
+  switch (VmxRead (HV_VMCS_GUEST_ACTIVITY)) {
+    case HV_VMX_ACTIVITY_HLT:
+      return HvActivityHalted;
+    case HV_VMX_ACTIVITY_WAIT_FOR_SIPI:
+      return HvActivityWaitForSipi;
+    default:
+      return HvActivityRunning;
+  }
+}
+
 VOID
 VmxStateGet (
   IN  HV_VCPU        *Vcpu,
@@ -197,7 +219,7 @@ VmxStateGet (
     Value                  = VmxRead (HV_VMCS_GUEST_INTERRUPTIBILITY);
     State->InterruptShadow = (BOOLEAN)((Value & (HV_VMX_BLOCKING_STI | HV_VMX_BLOCKING_MOV_SS)) != 0);
     State->NmiBlocked      = (BOOLEAN)((Value & HV_VMX_BLOCKING_NMI) != 0);
-    State->Halted          = (BOOLEAN)(VmxRead (HV_VMCS_GUEST_ACTIVITY) == HV_VMX_ACTIVITY_HLT);
+    State->Activity        = ActivityGet ();
   }
 
   if ((Mask & HV_STATE_PDPTE) != 0) {
@@ -289,7 +311,7 @@ VmxStateSet (
     Value &= ~(UINT64)HV_VMX_BLOCKING_NMI;
     Value |= State->NmiBlocked ? HV_VMX_BLOCKING_NMI : 0;
     VmxWrite (HV_VMCS_GUEST_INTERRUPTIBILITY, Value);
-    VmxWrite (HV_VMCS_GUEST_ACTIVITY, State->Halted ? HV_VMX_ACTIVITY_HLT : HV_VMX_ACTIVITY_ACTIVE);
+    VmxWrite (HV_VMCS_GUEST_ACTIVITY, mActivity[State->Activity]);
   }
 
   if ((Mask & HV_STATE_PDPTE) != 0) {

@@ -127,7 +127,7 @@ Copy (
   if ((Mask & HV_STATE_EVENTS) != 0) {
     To->InterruptShadow = From->InterruptShadow;
     To->NmiBlocked      = From->NmiBlocked;
-    To->Halted          = From->Halted;
+    To->Activity        = From->Activity;
   }
 }
 
@@ -151,6 +151,9 @@ FakeStateSet (
   )
 {
   Copy (&Fake (Vcpu)->State, State, Mask);
+  if (((Mask & HV_STATE_EVENTS) != 0) && (State->Activity == HvActivityWaitForSipi) && (gFake.MailAtSipiWait != 0)) {
+    HvMailboxPostSipi (&Vcpu->Cpu->Mailbox, (UINT8)gFake.MailAtSipiWait);
+  }
 }
 
 STATIC

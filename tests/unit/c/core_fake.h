@@ -101,6 +101,7 @@ typedef struct {
   UINT32            Mail[HV_FAKE_LIST];
   UINT32            Mails;
   UINT32            MailNext;
+  UINT32            MailAtSipiWait;           ///< 0, or the vector of a SIPI that is posted as a guest begins to wait
   UINT32            BadAccesses;              ///< unprotected accesses to MSRs that do not exist
   UINT32            Wbinvds;
   UINT64            Dr[4];

@@ -237,7 +237,7 @@ INIT_STATE = {
     "Dr6": 0xFFFF0FF0,
     "Dr7": 0x400,
     "NmiBlocked": 0,
-    "Halted": 0,
+    "Activity": 0,
 }
 INIT_KEEPS_MSRS = (
     "Pat",

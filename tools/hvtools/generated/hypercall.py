@@ -8,6 +8,7 @@ CALLS: dict[str, int] = {
     "boot-done": 0x48760001,
     "leave": 0x48760002,
     "version": 0x48760003,
+    "firmware-done": 0x48760004,
 }
 """RAX of each call, by name."""
 

@@ -144,6 +144,11 @@ EVENTS: dict[str, Event] = {
         ),
         "the local APIC's mode and whether its page is trapped",
     ),
+    "apic-lifted": Event(
+        "info",
+        (),
+        "every processor was started: writes to the xAPIC page exit no longer",
+    ),
     "cpu-up": Event(
         "info",
         (

@@ -62,6 +62,20 @@ OPTIONS: dict[str, Option] = {
         debug_only=False,
         text="least severe level that is logged",
     ),
+    "apic_trap": Option(
+        kind="choice",
+        choices=(
+            "auto",
+            "keep",
+        ),
+        minimum=0,
+        maximum=1,
+        none=False,
+        default="auto",
+        shown="auto|keep",
+        debug_only=False,
+        text="xAPIC page: auto ends the trap, where INIT and SIPI exit by themselves, when all processors were started",
+    ),
     "fail_cpu": Option(
         kind="number",
         choices=(

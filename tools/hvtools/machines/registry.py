@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import PurePosixPath
 
@@ -12,7 +12,7 @@ from hvtools import bochs, toolchain
 from hvtools.doctor.kvm import CPU as KVM_CPU
 from hvtools.doctor.kvm import Kvm, examine
 from hvtools.errors import UsageError
-from hvtools.machines.bochs import ACCELERATOR, SVM_CPU, VMX_CPU, BochsMachine
+from hvtools.machines.bochs import ACCELERATOR, SVM_CPU, VMX_CPU, WITHOUT_MWAIT, BochsMachine
 from hvtools.machines.protocols import Machine
 from hvtools.machines.qemu import DEFAULT_ACCELERATOR, DEFAULT_CPU, QemuMachine
 from hvtools.machines.spec import MachineSpec
@@ -28,6 +28,8 @@ CAPABILITIES = {
     "fast": "boots within a few seconds, so that every test can run on it by default",
     "ticks": "counts instructions exactly, and can run twice the same",
     "xapic": "local APICs in xAPIC mode",
+    "x2apic": "local APICs that can be put into x2APIC mode",
+    "sipi-exits": "INIT and SIPI exit at the processor that they are for (VMX with the activity state wait-for-SIPI)",
     "variables": "EFI variables survive a reset",
     "poweroff": "the end of a machine tells power-off from reset",
     "s3": "can suspend to RAM",
@@ -52,6 +54,7 @@ class Platform:
             one processor.
         create: makes a machine of a specification.
         plain_cpu: a processor without virtualization.
+        lesser_cpus: processors that lack one thing, by the name of the requirement.
         exact_cpu: one that does the same in each run, where the platform can do that.
         patience: how much longer than on the fastest platform a boot may take.
         drivers: EFI drivers of ours that make up for what the firmware lacks there; they do nothing where it does not.
@@ -66,6 +69,7 @@ class Platform:
     concurrent_accelerator: str | None
     create: Callable[[MachineSpec, Listener | None], Machine]
     plain_cpu: str
+    lesser_cpus: Mapping[str, str] = field(default_factory=dict)
     exact_cpu: str | None = None
     counting_accelerator: str | None = None
     ticks_per_instruction: int = 0
@@ -89,7 +93,7 @@ def _prepare_bochs() -> None:
     bochs.provide()
 
 
-def _bochs(vendor: str, cpu_model: str, capabilities: set[str]) -> Platform:
+def _bochs(vendor: str, cpu_model: str, capabilities: set[str], lesser: dict[str, str]) -> Platform:
     return Platform(
         name=f"bochs-{vendor}",
         vendor=vendor,
@@ -99,6 +103,7 @@ def _bochs(vendor: str, cpu_model: str, capabilities: set[str]) -> Platform:
         concurrent_accelerator=None,
         create=partial(BochsMachine, default_cpu=cpu_model),
         plain_cpu=f"{cpu_model},-{vendor}",
+        lesser_cpus={name: f"{model},{WITHOUT_MWAIT}" for name, model in lesser.items()},
         exact_cpu=f"{cpu_model},-rdrand,-rdseed",  # their numbers depend on the host's clock
         ticks_per_instruction=1,
         patience=2.0,
@@ -134,11 +139,21 @@ PLATFORMS = {
             concurrent_accelerator="tcg,thread=multi",
             create=QemuMachine,
             plain_cpu="qemu64,-svm",
+            lesser_cpus={"nested-paging": f"{DEFAULT_CPU},-npt"},
             counting_accelerator="tcg,icount:shift=3,sleep=off",
             ticks_per_instruction=8,
         ),
-        _bochs("vmx", VMX_CPU, {"hypervisor"}),
-        _bochs("svm", SVM_CPU, {"hypervisor"}),
+        _bochs(
+            "vmx",
+            VMX_CPU,
+            {"hypervisor", "x2apic", "sipi-exits"},
+            {
+                "unrestricted-guest": "corei5_lynnfield_750",
+                "ept": "core2_penryn_t9600",
+                "vmx": "athlon64_clawhammer",
+            },
+        ),
+        _bochs("svm", SVM_CPU, {"hypervisor"}, {"svm": "athlon64_clawhammer"}),
     )
 }
 DEFAULT_PLATFORM = "qemu-svm"
