@@ -199,7 +199,7 @@ ChooseBackend (
   Checks, builds, launches.
 
   @param[in] ImageHandle  Of the driver.
-  @param[in] SystemTable  The system table.
+  @param[in] Early        Ring of HV_RING_BYTES for the lines before there is one in reserved memory, or NULL.
 
   @retval EFI_SUCCESS          Every processor is a guest.
   @retval EFI_ALREADY_STARTED  It runs already.
@@ -208,11 +208,11 @@ ChooseBackend (
 
   @par Context: Boot
 **/
+STATIC
 EFI_STATUS
-EFIAPI
-HvDxeEntry (
-  IN EFI_HANDLE        ImageHandle,
-  IN EFI_SYSTEM_TABLE  *SystemTable
+CheckAndLaunch (
+  IN EFI_HANDLE   ImageHandle,
+  IN HV_LOG_RING  *Early  OPTIONAL
   )
 {
   EFI_MP_SERVICES_PROTOCOL  *Mp;
@@ -225,7 +225,7 @@ HvDxeEntry (
   EFI_STATUS                Status;
   UINT64                    ApicBase;
 
-  HvConsoleInit (HvLogInfo, NULL, 0, PrintLine);
+  HvConsoleInit (HvLogInfo, Early, HV_RING_BYTES, PrintLine);
  #ifdef MDEPKG_NDEBUG
   HV_LOG (0, Start, HV_STR (HV_VERSION), HV_STR ("RELEASE"));
  #else
@@ -238,7 +238,7 @@ HvDxeEntry (
 
   HvOptionsRead (&Options);
   Level = (HV_LOG_LEVEL)Options.Value[HvOptionLog];
-  HvConsoleInit (Level, NULL, 0, PrintLine);
+  HvConsoleInit (Level, Early, HV_RING_BYTES, PrintLine);
   Ops = ChooseBackend (&Probe);
   if (Ops == NULL) {
     return EFI_UNSUPPORTED;
@@ -293,6 +293,10 @@ HvDxeEntry (
   if (!EFI_ERROR (Status)) {
     mBackend = Ops->Id;
     HvConsoleInit (Level, HvMemoryRing (Host), HV_RING_BYTES, PrintLine);
+    if (Early != NULL) {
+      CopyMem (HvMemoryRing (Host), Early, HV_RING_BYTES);
+    }
+
     Status = HvImageCopy (&Image);
     if (!EFI_ERROR (Status)) {
       // Boot life cannot write to the ring when it is a guest.
@@ -311,6 +315,36 @@ HvDxeEntry (
     CloseEvents ();
     gBS->InstallConfigurationTable (&gHvStatusTableGuid, NULL);
     HvMemoryFree ();
+  }
+
+  return Status;
+}
+
+/**
+  The driver was loaded.
+
+  @param[in] ImageHandle  Of the driver.
+  @param[in] SystemTable  The system table.
+
+  @return  As CheckAndLaunch.
+
+  @par Context: Boot
+**/
+EFI_STATUS
+EFIAPI
+HvDxeEntry (
+  IN EFI_HANDLE        ImageHandle,
+  IN EFI_SYSTEM_TABLE  *SystemTable
+  )
+{
+  HV_LOG_RING  *Early;
+  EFI_STATUS   Status;
+
+  Early  = AllocatePool (HV_RING_BYTES);
+  Status = CheckAndLaunch (ImageHandle, Early);
+  if (Early != NULL) {
+    // Nobody writes to it any more: the log has its ring in reserved memory, or the image goes.
+    FreePool (Early);
   }
 
   return Status;

@@ -18,7 +18,7 @@ from hvtools.machines.qemu import DEFAULT_ACCELERATOR, DEFAULT_CPU, Firmware, co
 from hvtools.machines.registry import CAPABILITIES, PLATFORMS, kvm_platform, platform_named, platforms_with
 from hvtools.machines.spec import MAX_CPUS, MachineSpec
 
-MONITOR = 9
+MONITOR, ATTACH = 9, 10
 
 
 def spec(**changes: object) -> MachineSpec:
@@ -27,7 +27,7 @@ def spec(**changes: object) -> MachineSpec:
 
 
 def arguments(**changes: object) -> list[str]:
-    return qemu_arguments(spec(**changes), Firmware(Path("code.fd"), Path("vars.fd")), MONITOR)
+    return qemu_arguments(spec(**changes), Firmware(Path("code.fd"), Path("vars.fd")), MONITOR, ATTACH)
 
 
 def values_of(option: str, words: list[str]) -> list[str]:
@@ -87,6 +87,8 @@ def test_serial_ports_come_in_order_console_first() -> None:
     chardevs = values_of("-chardev", words)
     assert "pipe,id=console,path=logs/console" in chardevs
     assert "socket,id=monitor,fd=9" in chardevs
+    assert "socket,id=attach,fd=10,server=on,wait=off" in chardevs
+    assert values_of("-mon", words) == ["chardev=monitor,mode=control", "chardev=attach,mode=control"]
     assert "file,id=debug,path=logs/hypervisor.log" in chardevs
     assert "isa-debugcon,iobase=0x402,chardev=debug" in values_of("-device", words)
 
@@ -148,7 +150,7 @@ def test_kvm_is_the_same_machine_with_another_accelerator(vendor: str) -> None:
     platform = kvm_platform(Kvm([], vendor))
     assert platform.vendor == vendor and {vendor, "hypervisor", "linux"} <= platform.capabilities
     machine = platform.create(spec(), None)
-    changed = qemu_arguments(machine.spec, Firmware(Path("code.fd"), Path("vars.fd")), MONITOR)
+    changed = qemu_arguments(machine.spec, Firmware(Path("code.fd"), Path("vars.fd")), MONITOR, ATTACH)
     assert {pair for pair in zip(arguments(), changed, strict=True) if pair[0] != pair[1]} == {
         (DEFAULT_ACCELERATOR, "kvm"),
         (DEFAULT_CPU, "host,host-phys-bits=on"),

@@ -34,7 +34,7 @@ VOID
   Finds the serial and debug ports, and sets the level.
 
   @param[in] Level  Events above it are not logged.
-  @param[in] Ring   The ring, or NULL for none. It is started anew.
+  @param[in] Ring   The ring, or NULL for none. It is started anew, if it is not the one of the call before.
   @param[in] Bytes  Bytes at Ring.
   @param[in] Sink   Also gets each line, or NULL. Boot life only.
 

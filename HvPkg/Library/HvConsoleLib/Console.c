@@ -204,13 +204,13 @@ HvConsoleInit (
   mLevel = Level;
   mSink  = Sink;
   mLock  = 0;
-  mRing  = Ring;
-  if (Ring != NULL) {
+  if ((Ring != NULL) && (Ring != mRing)) {
     Ring->Signature = HV_LOG_RING_SIGNATURE;
     Ring->Size      = GetPowerOfTwo32 ((UINT32)(Bytes - sizeof (HV_LOG_RING)));
     Ring->Head      = 0;
   }
 
+  mRing      = Ring;
   mDebugPort = (BOOLEAN)(IoRead8 (DEBUG_PORT) == DEBUG_PORT_PRESENT);
 
   // A floating bus does not keep what is written to the scratch register.

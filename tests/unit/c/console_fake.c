@@ -121,5 +121,16 @@ HvPortsStart (
   IN BOOLEAN       WithSink
   )
 {
+  HvConsoleInit (Level, NULL, 0, NULL);
   HvConsoleInit (Level, Ring, Bytes, WithSink ? Sink : NULL);
+}
+
+VOID
+HvPortsLevel (
+  IN HV_LOG_LEVEL  Level,
+  IN HV_LOG_RING   *Ring,
+  IN UINTN         Bytes
+  )
+{
+  HvConsoleInit (Level, Ring, Bytes, NULL);
 }

@@ -48,4 +48,18 @@ HvPortsStart (
   IN BOOLEAN       Sink
   );
 
+/**
+  Starts it again with another level.
+
+  @param[in] Level  As for HvConsoleInit.
+  @param[in] Ring   As for HvConsoleInit.
+  @param[in] Bytes  As for HvConsoleInit.
+**/
+VOID
+HvPortsLevel (
+  IN HV_LOG_LEVEL  Level,
+  IN HV_LOG_RING   *Ring,
+  IN UINTN         Bytes
+  );
+
 #endif

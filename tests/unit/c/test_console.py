@@ -223,3 +223,12 @@ def test_a_guest_gets_a_limited_number_of_lines(console: Console) -> None:
     lines = parse_log(console.ffi.string(console.lib.gPorts.UartText).decode())
     assert [line.event for line in lines] == ["npf-unexpected"] * 16 + ["log-limit"]
     assert lines[-1].fields == {"event": "npf-unexpected"} and lines[-1].cpu == 3
+
+
+def test_the_same_ring_goes_on_after_a_new_level(console: Console) -> None:
+    ring = console.start("info", ring=4096)
+    console.log(0, "unload", [1])
+    console.lib.HvPortsLevel(LEVELS.index("error"), ring, 4096)
+    console.log(0, "unload", [2])
+    console.log(0, "host-park", ["x"])
+    assert console.ring(ring).decode() == "hv: info cpu0 unload cpus=1\nhv: error cpu0 host-park reason=x\n"

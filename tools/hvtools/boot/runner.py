@@ -17,6 +17,7 @@ from hvtools import build, linux, toolchain
 from hvtools.boot import startup
 from hvtools.boot.request import BootRequest
 from hvtools.boot.result import BootRecord, BootResult, evaluate
+from hvtools.boot.runs import runs_folder
 from hvtools.boot.startup import Application, Linux, Payload, Prompt
 from hvtools.boot.strategy import BootStrategy, State, StrategyError
 from hvtools.errors import HvError, UsageError
@@ -254,7 +255,7 @@ def logs_folder(keep: Path | None, workspace: Path = build.ROOT) -> Path:
         UsageError: the folder cannot be made.
     """
     if keep is None:
-        parent = workspace / "Build" / "Boot"
+        parent = runs_folder(workspace)
         runs = sorted(parent.glob("20*-*")) if parent.is_dir() else []
         for old in runs[: -_RUNS_KEPT or None]:
             shutil.rmtree(old, ignore_errors=True)

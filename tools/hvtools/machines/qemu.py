@@ -19,7 +19,7 @@ from hvtools.machines.console import SerialConsole
 from hvtools.machines.emulator import END_SECONDS, Emulator
 from hvtools.machines.process import die_with
 from hvtools.machines.protocols import Cause, Ending, MachineError
-from hvtools.machines.qmp import QmpMonitor
+from hvtools.machines.qmp import QmpMonitor, listening
 from hvtools.machines.spec import MachineSpec
 
 EMULATOR = "qemu-system-x86_64"
@@ -57,7 +57,7 @@ def split_accelerator(text: str) -> tuple[str, str]:
     return accelerator, counting
 
 
-def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int) -> list[str]:
+def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int, attach: int) -> list[str]:
     """Turn a specification into QEMU's arguments, without the program's name.
 
     The processors are stopped at first (-S). Disk and variables are written to snapshots, so that their files stay as
@@ -70,6 +70,7 @@ def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int) -> list[
         spec: the machine.
         firmware: its OVMF image, if the specification names none.
         monitor: descriptor of a connected stream socket that the emulator inherits.
+        attach: descriptor of a listening one, for a second monitor.
     """
     arguments = ["-nodefaults", "-no-user-config", "-display", "none", "-S"]
     arguments += ["-machine", "q35"]
@@ -97,6 +98,8 @@ def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int) -> list[
     arguments += ["-device", f"isa-debugcon,iobase={_DEBUG_PORT:#x},chardev=debug"]
     arguments += ["-chardev", _option("socket", id="monitor", fd=monitor)]
     arguments += ["-mon", "chardev=monitor,mode=control"]
+    arguments += ["-chardev", _option("socket", id="attach", fd=attach, server="on", wait="off")]
+    arguments += ["-mon", "chardev=attach,mode=control"]
     arguments += ["-d", "cpu_reset", "-D", str(spec.emulator_log)]
     return arguments
 
@@ -198,13 +201,15 @@ class QemuMachine(Emulator):
         with console_pipes(self._spec.console_pipe) as (heard, typed):
             self._console = SerialConsole(heard, typed, self._spec.console_log, self._listener)
             self._monitor = QmpMonitor(monitor)
-            with monitor_far, self._spec.emulator_errors.open("wb") as errors:
+            attach = listening(self._spec.monitor_socket)
+            with monitor_far, attach, self._spec.emulator_errors.open("wb") as errors:
+                descriptors = (monitor_far.fileno(), attach.fileno())
                 self._process = subprocess.Popen(
-                    [program, *qemu_arguments(self._spec, self._firmware, monitor_far.fileno())],
+                    [program, *qemu_arguments(self._spec, self._firmware, *descriptors)],
                     stdin=subprocess.DEVNULL,
                     stdout=errors,
                     stderr=errors,
-                    pass_fds=(monitor_far.fileno(),),
+                    pass_fds=descriptors,
                     start_new_session=True,  # Ctrl-C is for us; we end the emulator in our own order
                     preexec_fn=die_with(os.getpid()),
                 )
@@ -238,3 +243,4 @@ class QemuMachine(Emulator):
     def _close(self) -> None:
         if self._monitor is not None:
             self._monitor.close()
+        self._spec.monitor_socket.unlink(missing_ok=True)

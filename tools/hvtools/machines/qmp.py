@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
@@ -19,6 +22,27 @@ _ANSWER_SECONDS = 30.0  # an emulator that starves on a loaded host still answer
 
 # A machine that ends closes the connection: its normal end, not something to print.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+
+@contextlib.contextmanager
+def _short_name(path: Path) -> Iterator[str]:
+    """Give a name of a socket that fits into its address, which holds 107 characters (unix(7)), however deep it is."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def listening(path: Path) -> socket.socket:
+    """Make a socket at `path` that others of this user can connect to."""
+    path.unlink(missing_ok=True)
+    endpoint = socket.socket(socket.AF_UNIX)
+    with _short_name(path) as name:
+        endpoint.bind(name)
+    path.chmod(0o600)
+    endpoint.listen(1)
+    return endpoint
 
 
 class QmpMonitor:
@@ -91,3 +115,28 @@ class QmpMonitor:
             self._loop.close()
             self._endpoint.close()
         return self._seen
+
+
+@contextlib.contextmanager
+def attached(path: Path) -> Iterator[QmpMonitor]:
+    """Connect to the monitor of a machine that somebody else runs. One at a time can: be short.
+
+    Args:
+        path: its socket.
+
+    Raises:
+        MachineError: no machine runs there.
+    """
+    endpoint = socket.socket(socket.AF_UNIX)
+    try:
+        with _short_name(path) as name:
+            endpoint.connect(name)
+    except OSError as error:
+        endpoint.close()
+        raise MachineError(f"no machine runs in {path.parent}") from error
+    monitor = QmpMonitor(endpoint)
+    try:
+        monitor.connect()
+        yield monitor
+    finally:
+        monitor.close()

@@ -34,6 +34,7 @@ CAPABILITIES = {
     "poweroff": "the end of a machine tells power-off from reset",
     "s3": "can suspend to RAM",
     "hard-reset": "the firmware starts again after a reset of all devices",
+    "memory": "its memory can be read from outside while it runs",
     "linux": "the firmware gives Linux all that it needs (ACPI, SMP)",
 }
 
@@ -131,6 +132,7 @@ PLATFORMS = {
                     "poweroff",
                     "s3",
                     "hard-reset",
+                    "memory",
                     "linux",
                 },
             ),
@@ -181,7 +183,7 @@ def kvm_platform(found: Kvm) -> Platform:
         name=KVM,
         vendor=found.vendor,
         capabilities=frozenset(
-            {found.vendor, "hypervisor", "fast", "smp", "concurrent", "variables", "poweroff", "linux"}
+            {found.vendor, "hypervisor", "fast", "smp", "concurrent", "variables", "poweroff", "linux", "memory"}
         ),
         cpu_model=KVM_CPU,
         accelerator=KVM,

@@ -10,6 +10,11 @@ MAX_CPUS = 255  # xAPIC ids are 8 bits wide and 0xFF is the broadcast
 MIN_MEMORY_MIB = 128  # OVMF with its reserved regions, one kernel and its initial RAM disk
 MAX_MEMORY_MIB = 1 << 20  # 1 TiB: the 40 address bits that the emulated processors have
 
+CONSOLE_LOG = "console.log"
+HYPERVISOR_LOG = "hypervisor.log"
+SECOND_SERIAL_LOG = "serial2.log"
+MONITOR_SOCKET = "monitor"
+
 
 @dataclass(frozen=True)
 class MachineSpec:
@@ -49,7 +54,7 @@ class MachineSpec:
     @property
     def console_log(self) -> Path:
         """Everything that came over the console, byte for byte."""
-        return self.folder / "console.log"
+        return self.folder / CONSOLE_LOG
 
     @property
     def console_pipe(self) -> Path:
@@ -59,12 +64,17 @@ class MachineSpec:
     @property
     def hypervisor_log(self) -> Path:
         """The hypervisor's own lines."""
-        return self.folder / "hypervisor.log"
+        return self.folder / HYPERVISOR_LOG
 
     @property
     def second_serial_log(self) -> Path:
         """The second serial port: the hypervisor's lines among the firmware's copy of its console."""
-        return self.folder / "serial2.log"
+        return self.folder / SECOND_SERIAL_LOG
+
+    @property
+    def monitor_socket(self) -> Path:
+        """Where others can connect to the platform's monitor while the machine runs, if it has one."""
+        return self.folder / MONITOR_SOCKET
 
     @property
     def emulator_log(self) -> Path:
