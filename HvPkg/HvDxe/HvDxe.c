@@ -195,6 +195,24 @@ ChooseBackend (
   return Chosen;
 }
 
+///
+/// Everything is built and nothing was launched: a debugger can set its breakpoints in the copy.
+///
+STATIC
+VOID
+WaitForDebugger (
+  VOID
+  )
+{
+  volatile BOOLEAN  Gate;
+
+  Gate = FALSE;
+  HV_LOG (0, Wait, (UINT64)(UINTN)&Gate);
+  while (!Gate) {
+    CpuPause ();
+  }
+}
+
 /**
   Checks, builds, launches.
 
@@ -299,6 +317,10 @@ CheckAndLaunch (
 
     Status = HvImageCopy (&Image);
     if (!EFI_ERROR (Status)) {
+      if (Options.Value[HvOptionWait] == HV_OPTION_WAIT_DEBUGGER) {
+        WaitForDebugger ();
+      }
+
       // Boot life cannot write to the ring when it is a guest.
       HvConsoleInit (Level, NULL, 0, PrintLine);
       ((VOID (*)(VOID))HV_IN_COPY (&Image, HvCoreStart))();

@@ -49,16 +49,18 @@ _BOCHS = (
     Need("make", "make"),
     Need("vgabios", "/usr/share/vgabios/vgabios.bin"),
 )
-_TEST = (*_BOOT, *_BOCHS)
+_DEBUG = (Need("gdb", "gdb"),)
+_TEST = (*_BOOT, *_BOCHS, *_DEBUG)
 
 NEEDS: dict[str, tuple[Need, ...]] = {
     "build": _BUILD,
     "boot": _BOOT,
     "bochs": _BOCHS,
+    "debug": _DEBUG,
     "test": _TEST,
     "setup": _TEST,
 }
-"""The needs of each verb that has any, and what its own platform adds to those of `boot`."""
+"""The needs of each verb that has any, and what a platform or `debug` adds to those of `boot`."""
 
 
 def missing(verb: str) -> list[str]:

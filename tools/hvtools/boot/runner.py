@@ -56,6 +56,15 @@ def _images(target: str) -> Path:
     return build.ensure_built(target).folder
 
 
+def symbols(target: str) -> Path:
+    """Give the file with the hypervisor's symbols and line numbers.
+
+    Raises:
+        HvError: the build has none.
+    """
+    return _built(_images(target), startup.HYPERVISOR.with_suffix(".debug"))
+
+
 def collect(request: BootRequest) -> Parts:
     """Build and fetch what a request needs.
 

@@ -10,7 +10,7 @@ from hvtools import build
 from hvtools.boot.hvlog import LogLine, parse_log
 from hvtools.errors import UsageError
 from hvtools.machines.console import clean
-from hvtools.machines.memory import LiveMemory
+from hvtools.machines.live import LiveMemory
 from hvtools.machines.protocols import MachineError
 from hvtools.machines.qmp import attached
 from hvtools.machines.spec import CONSOLE_LOG, HYPERVISOR_LOG, MONITOR_SOCKET, SECOND_SERIAL_LOG

@@ -128,6 +128,13 @@ EVENTS: dict[str, Event] = {
         ),
         "why no sleep request of the root is seen",
     ),
+    "wait": Event(
+        "info",
+        (
+            ("gate", "x"),
+        ),
+        "the launch waits until a debugger sets this byte to 1",
+    ),
     "kick": Event(
         "info",
         (

@@ -214,5 +214,19 @@ OPTIONS: dict[str, Option] = {
         debug_only=True,
         text="whether a state that breaks a rule is refused before the processor gets it",
     ),
+    "wait": Option(
+        kind="choice",
+        choices=(
+            "off",
+            "debugger",
+        ),
+        minimum=0,
+        maximum=1,
+        none=False,
+        default="off",
+        shown="off|debugger",
+        debug_only=True,
+        text="what the launch waits for; a debugger sets the byte that the log event wait names to 1",
+    ),
 }
 """Options by name."""

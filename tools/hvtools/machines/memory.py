@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: BSD-2-Clause-Patent
-"""Physical memory of a machine: of one that runs, through its monitor, or of a dump."""
+"""Physical memory of a machine, and dumps of it. Standard library only: GDB's Python loads it, too."""
 
 from __future__ import annotations
 
 import mmap
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from hvtools.errors import HvError, UsageError
-from hvtools.machines.qmp import attached
 
 PAGE = 4096
 
@@ -36,34 +34,6 @@ class Memory(Protocol):
         Raises:
             NoMemoryError: not all of it is there.
         """
-
-
-class LiveMemory:
-    """The memory of a machine that runs; it may change between two reads."""
-
-    def __init__(self, path: Path) -> None:
-        """Read through the monitor's socket at `path`, which is free for others between two reads."""
-        self._path = path
-
-    def read(self, address: int, size: int) -> bytes:
-        """Give `size` bytes at `address`; zeros where there is no memory.
-
-        Raises:
-            MachineError: the machine is gone.
-        """
-        with tempfile.TemporaryDirectory(prefix="hv-memory-") as folder, attached(self._path) as monitor:
-            path = Path(folder) / "bytes"
-            monitor.execute("pmemsave", {"val": address, "size": size, "filename": str(path)})
-            return path.read_bytes()
-
-    def save(self, path: Path) -> None:
-        """Write all of it into an ELF file; the machine stands still meanwhile.
-
-        Raises:
-            MachineError: the machine is gone, or cannot write there.
-        """
-        with attached(self._path) as monitor:
-            monitor.execute("dump-guest-memory", {"paging": False, "protocol": f"file:{path.absolute()}"})
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,9 @@ class Console(Protocol):
     def expect(self, patterns: Sequence[re.Pattern[str]], timeout: float) -> tuple[int, re.Match[str]]:
         """Wait at most `timeout` seconds for one of `patterns`; says which, and the match."""
 
+    def drain(self, timeout: float) -> bool:
+        """Read until the machine ends; False when it does not within `timeout` seconds."""
+
     def send(self, text: str) -> None:
         """Type `text`."""
 

@@ -35,6 +35,7 @@ CAPABILITIES = {
     "s3": "can suspend to RAM",
     "hard-reset": "the firmware starts again after a reset of all devices",
     "memory": "its memory can be read from outside while it runs",
+    "debugger": "GDB can be attached",
     "linux": "the firmware gives Linux all that it needs (ACPI, SMP)",
 }
 
@@ -134,6 +135,7 @@ PLATFORMS = {
                     "hard-reset",
                     "memory",
                     "linux",
+                    "debugger",
                 },
             ),
             cpu_model=DEFAULT_CPU,
@@ -183,7 +185,18 @@ def kvm_platform(found: Kvm) -> Platform:
         name=KVM,
         vendor=found.vendor,
         capabilities=frozenset(
-            {found.vendor, "hypervisor", "fast", "smp", "concurrent", "variables", "poweroff", "linux", "memory"}
+            {
+                found.vendor,
+                "hypervisor",
+                "fast",
+                "smp",
+                "concurrent",
+                "variables",
+                "poweroff",
+                "linux",
+                "memory",
+                "debugger",
+            }
         ),
         cpu_model=KVM_CPU,
         accelerator=KVM,

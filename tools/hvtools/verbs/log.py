@@ -11,7 +11,8 @@ from hvtools import report, ring, ui
 from hvtools.boot.hvlog import LEVELS, LogLine, parse_log
 from hvtools.boot.runs import Run, run_at
 from hvtools.errors import HvError, UsageError
-from hvtools.machines.memory import Dump, LiveMemory
+from hvtools.machines.live import LiveMemory
+from hvtools.machines.memory import Dump
 from hvtools.machines.protocols import MachineError
 
 _POLL_SECONDS = 0.25

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""What `hv debug` tells GDB, and what its commands print of bytes."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from hvtools import build, cli
+from hvtools.boot.hvlog import LogLine
+from hvtools.debugger import session, text
+from hvtools.errors import UsageError
+from hvtools.generated import svm_exit, vmcb, vmx_exit
+
+MEMORY = LogLine(
+    "info", 0, "memory", {"base": "0x100000", "bytes": "0x1000", "status": "0x100000", "status-bytes": "0x1000"}
+)
+IMAGE = LogLine("info", 0, "image", {"base": "0x200000", "bytes": "0x1000", "entry": "0x0", "text": "0x201000"})
+WAITING = session.Waiting(0x1234, MEMORY, IMAGE)
+
+
+def test_a_vmcb_is_printed_by_field_with_names_of_bits() -> None:
+    page = bytearray(4096)
+    place = vmcb.OFFSETS["HV_VMCB_CONTROL_EXIT_CODE"]
+    struct.pack_into("<Q", page, place, 0x72)
+    struct.pack_into("<I", page, vmcb.OFFSETS["HV_VMCB_CONTROL_INTERCEPT3"], vmcb.CONSTANTS["HV_SVM_INTERCEPT3_NMI"])
+    lines = list(text.vmcb_lines(bytes(page)))
+    assert len(lines) == 2
+    assert lines[0].startswith("00c Control.Intercept3") and lines[0].endswith("NMI")
+    assert lines[1].startswith("070 Control.ExitCode") and lines[1].endswith("CPUID")
+    assert text.control(bytes(page), "ExitCode") == 0x72
+    assert len(list(text.vmcb_lines(bytes(4096), everything=True))) > 100
+
+
+def test_exits_have_the_names_of_both_manuals() -> None:
+    for code, name in svm_exit.EXITS.items():
+        assert text.exit_name("svm", code) == name
+    for code, name in vmx_exit.EXITS.items():
+        assert text.exit_name("vmx", code) == name
+    assert text.exit_name("vmx", 1 << 31 | 33).endswith("(VM entry failed)")
+    assert text.exit_name("svm", 0xFFFF_FFFF) == "INVALID"
+    assert text.exit_name("svm", 0x12345) == "unknown"
+
+
+ADDRESS = 0x12_3456_7890
+"""Indices 0, 72, 418, 359 and offset 0x890."""
+
+
+def test_walks_end_at_leaf_large_leaf_or_hole() -> None:
+    tables = {
+        0x1000: 0x2007,
+        0x2000 + 8 * 72: 0x3007,
+        0x3000 + 8 * 418: 0x4007,
+        0x4000 + 8 * 359: 0x77000 | 7 | 1 << 63,
+    }
+    lines = list(text.walk_lines(lambda place: tables.get(place, 0), 0x1000, 4, False, ADDRESS))
+    assert len(lines) == 6 and lines[1].endswith("P RW US")
+    assert "NX" in lines[4] and lines[5] == "  host address 0x77890, page of 0x1000 bytes"
+    tables[0x2000 + 8 * 72] = 0x40000000 | 0x87
+    lines = list(text.walk_lines(lambda place: tables.get(place, 0), 0x1000, 4, False, ADDRESS))
+    assert lines[-1] == f"  host address {0x40000000 + (ADDRESS & 0x3FFFFFFF):#x}, page of 0x40000000 bytes"
+    lines = list(text.walk_lines(lambda place: 0, 0x1000, 5, False, ADDRESS))
+    assert lines[-2].startswith("  level 5") and lines[-1] == "  not mapped: a hole of 0x1000000000000 bytes"
+
+
+def test_ept_entries_have_rights_of_their_own_and_a_type() -> None:
+    tables = {0x1000: 0x2007, 0x2000 + 8 * 72: 0x40000000 | 6 << 3 | 0x81}
+    lines = list(text.walk_lines(lambda place: tables.get(place, 0), 0x1000, 4, True, ADDRESS))
+    assert lines[2].endswith("R PS WB") and "page of 0x40000000" in lines[3]
+    assert list(text.walk_lines(lambda place: 0x38, 0, 4, True, 0))[-1].startswith("  not mapped")
+
+
+def test_gdb_gets_symbols_where_the_image_runs_and_breaks_on_one_processor() -> None:
+    symbols = build.ensure_built().folder / "HvDxe.debug"
+    line = session.arguments(symbols, Path("s"), WAITING, ["HvOnCpuid"], 1, Path("script"))
+    assert f"add-symbol-file {symbols} -o 0x200000" in line  # .text is linked at 0x1000
+    assert "break HvOnCpuid thread 2" in line and "thread 2" in line
+    assert line.index("set {unsigned char} 0x1234 = 1") < line.index("break HvOnCpuid thread 2")
+    assert "-batch" in line and line[-2:] == ["-x", "script"]
+    person = session.arguments(symbols, Path("s"), WAITING, ["HvOnCpuid"], None, None)
+    assert "break HvOnCpuid" in person and "-batch" not in person
+
+
+def test_a_file_without_symbols_is_refused(tmp_path: Path) -> None:
+    for data in (b"", b"text", b"\x7fELF" + bytes(200)):
+        path = tmp_path / "x"
+        path.write_bytes(data)
+        with pytest.raises(UsageError, match="x"):
+            session.offset_of(path, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--on", "bochs-vmx"], "has no GDB stub"),
+        (["--cpus", "2", "--cpu", "2"], "processors 0 to 1"),
+        (["--break", "a; shell rm"], "must be a function"),
+        (["--set", "wait=off"], "sets it itself"),
+        (["--script", "/none"], "does not exist"),
+    ],
+)
+def test_wrong_use_starts_nothing(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["debug", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1
