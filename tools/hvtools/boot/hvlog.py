@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 LEVELS = ("error", "warn", "info", "debug")
 
-_FIELD = re.compile(r'([A-Za-z0-9_.-]+)=("[^"]*"|\S*)')
+# A value with a quote in front is that quoted text and nothing else: two ways to read it would multiply.
+_FIELD = re.compile(r'([A-Za-z0-9_.-]+)=("[^"]*"|(?!")\S*)')
 # The firmware may have its own console on the same port: a line of ours can begin behind some of its output.
 _LINE = re.compile(
-    rf"hv: ({'|'.join(LEVELS)}) cpu(\d+) ([a-z0-9][a-z0-9-]*)((?: [A-Za-z0-9_.-]+=(?:\"[^\"]*\"|\S*))*)\s*$"
+    rf"hv: ({'|'.join(LEVELS)}) cpu(\d+) ([a-z0-9][a-z0-9-]*)((?: [A-Za-z0-9_.-]+=(?:\"[^\"]*\"|(?!\")\S*))*)\s*$"
 )
 
 

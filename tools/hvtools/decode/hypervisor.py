@@ -85,7 +85,7 @@ class HypervisorLog:
             found = self._findings.setdefault(event.cpu, [])
             if len(found) < _FINDINGS_MAX:
                 found.append(logged(values))
-        explain = _EXPLAIN.get(event.event)
+        explain = EXPLAINED.get(event.event)
         if explain is not None:
             self._said.add(f"cpu{event.cpu}: {explain(self, values)}")
 
@@ -147,14 +147,14 @@ class HypervisorLog:
         if not 0 <= offset < int(self._image["bytes"]):
             return ""
         if self._symbols is None:
-            debug = (
-                self._debug
-                or build.image_dir(self._target if self._target in build.TARGETS else "DEBUG") / "HvDxe.debug"
-            )
-            if self._debug is None and not debug.is_file():
-                return f"HvDxe+{offset:#x} (no build in {debug.parent}: `hv build`, or --symbols FILE)"
+            debug = self._debug or build.image_dir(self._built_as()) / "HvDxe.debug"
+            if self._debug is None and not _is_size(debug.with_suffix(".efi"), int(self._image["bytes"])):
+                return f"HvDxe+{offset:#x} (the build in {debug.parent} is not the one that ran: --symbols FILE)"
             self._symbols = Symbols(debug)
         return self._symbols.name(offset) or f"HvDxe+{offset:#x}"
+
+    def _built_as(self) -> str:
+        return self._target if self._target in build.TARGETS else "DEBUG"
 
     def exit(self, code: int, info1: int, info2: int) -> str:
         """Give an exit in words."""
@@ -168,6 +168,11 @@ class HypervisorLog:
         if self._vendor == "vmx" and not code >> 31:
             return f"VM-instruction error {code}: {words.instruction_error(code)}" if code else "no current VMCS"
         return f"{words.exit_name(self._vendor, code)} ({code:#x})" if self._vendor else f"{code:#x}"
+
+
+def _is_size(image: Path, size: int) -> bool:
+    """Tell whether an image takes so many bytes in memory."""
+    return image.is_file() and (image.stat().st_size + 0xFFF) & ~0xFFF == size
 
 
 def compared(found: list[Finding], said: list[Finding]) -> list[str]:
@@ -203,6 +208,13 @@ def _host_exception(log: HypervisorLog, values: Values) -> str:
     return text
 
 
+def _cpu_failed(log: HypervisorLog, values: Values) -> str:
+    detail = int(values["detail"])
+    said = log.refusal(detail) if "entry was refused" in str(values["reason"]) else f"detail {detail:#x}"
+    number, apic = values["index"], int(values["apic-id"])
+    return f"processor {number} (APIC id {apic:#x}) could not be virtualised: {values['reason']}, {said}"
+
+
 def _msr(log: HypervisorLog, values: Values) -> str:
     number = int(values["msr"])
     name = msr.MSRS.get(number)
@@ -211,16 +223,13 @@ def _msr(log: HypervisorLog, values: Values) -> str:
     return f"{what} {known} raised #GP in the root {_rip(log, values)}: the processor or the policy refuses it"
 
 
-_EXPLAIN: dict[str, Callable[[HypervisorLog, Values], str]] = {
+EXPLAINED: dict[str, Callable[[HypervisorLog, Values], str]] = {
     "option-bad": lambda log, v: f"option refused: {v['text']}: {v['reason']}",
     "requirement-unmet": lambda log, v: (
         f"{v['backend']} cannot run here: {v['name']} ({v['source']} reads {int(v['value']):#x},"
         f" expected {v['expected']})"
     ),
-    "cpu-failed": lambda log, v: (
-        f"processor {v['index']} (APIC id {int(v['apic-id']):#x}) could not be virtualised: {v['reason']},"
-        f" detail {int(v['detail']):#x}"
-    ),
+    "cpu-failed": _cpu_failed,
     "launch-failed": lambda log, v: f"the launch was undone because of processor {v['index']}: {v['reason']}",
     "msr-gp": _msr,
     "npf-unexpected": lambda log, v: (

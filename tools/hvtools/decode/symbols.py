@@ -34,7 +34,9 @@ class Symbols:
                 elf = ELFFile(file)
                 self._functions = sorted(_functions(elf))
                 # The file is linked: relocating it again would change nothing and takes seconds.
-                self._lines = sorted(_lines(elf))
+                # Of several rows for an address the last one counts, and an end never.
+                self._lines = sorted(_lines(elf), key=lambda row: (row[0], row[1] != ""))
+                self._starts = [address for address, _ in self._lines]
         except OSError as error:
             raise UsageError(f"{debug} cannot be read: {error.strerror}") from error
         except (ELFError, DWARFError, ValueError, KeyError, AttributeError) as error:
@@ -48,7 +50,7 @@ class Symbols:
         start, name, size = self._functions[index]
         if size and address >= start + size:
             return ""
-        line = bisect.bisect_right(self._lines, (address, "\U0010ffff")) - 1
+        line = bisect.bisect_right(self._starts, address) - 1
         where = self._lines[line][1] if line >= 0 else ""
         return f"{name}+{address - start:#x}" + (f" ({where})" if where else "")
 

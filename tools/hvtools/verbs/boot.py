@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hvtools import build, report
+from hvtools import build, report, ui
 from hvtools.boot import progress, runner
 from hvtools.boot.request import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, BootRequest, parse_added, parse_settings
 from hvtools.errors import HvError, UsageError
@@ -119,5 +119,6 @@ def command(
     report.write(folder / "result.json", result.as_json())
     report.write(json_file, result.as_json())
     if result.failures:
+        ui.info(f"`hv decode {folder}` explains the logs")
         raise HvError("; ".join(result.failures))
     return 0

@@ -8,9 +8,10 @@ import click
 
 from hvtools import report, ui
 from hvtools.decode import reader
+from hvtools.decode.pagewalk import Memory
 from hvtools.errors import HvError
 
-_FORMATS = "a log of HvDxe"
+_FORMATS = "a log of HvDxe or Bochs, a register dump of QEMU or KVM, or a trace of KVM"
 
 
 @click.command("decode")
@@ -20,23 +21,31 @@ _FORMATS = "a log of HvDxe"
     metavar="F.debug",
     help="HvDxe.debug of the build that ran, if it is not the one in Build.",
 )
+@click.option(
+    "--memory",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The machine's memory from address 0 (QEMU: pmemsave 0 SIZE FILE), for page walks.",
+)
 @report.json_option
 @click.argument("source", metavar="[FILE|-]", default="-")
-def command(source: str, symbols: Path | None, json_file: Path | None) -> None:
+def command(source: str, symbols: Path | None, memory: Path | None, json_file: Path | None) -> None:
     r"""Explain a log, a register dump or a trace; FILE can also be the folder of a run (`hv boot --keep`).
 
-    Known are logs of HvDxe: failures in words, addresses with file and line, dumped VMCSs and VMCBs field by field,
-    with the manual's rules for an entry run over them.
+    Known are logs of HvDxe (failures in words, addresses with file and line, dumped VMCSs and VMCBs field by field,
+    with the manual's rules for an entry run over them), register dumps of QEMU and KVM, logs of Bochs, and
+    `trace-cmd report` of KVM's events.
 
     \b
     hv decode Build/Boot/20260101-120000-1234
     hv decode hypervisor.log --json out.json
     cat serial.log | hv decode -
     """
+    physical = Memory(memory) if memory else None
     if source == "-":
-        found = {"-": reader.read(sys.stdin.buffer, symbols)}
+        found = {"-": reader.read(sys.stdin.buffer, symbols, physical)}
     else:
-        found = reader.read_path(Path(source), symbols)
+        found = reader.read_path(Path(source), symbols, physical)
     reports = [(name, each) for name, some in found.items() for each in some]
     for name, each in reports:
         if len(found) > 1:

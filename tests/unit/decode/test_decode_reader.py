@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""Anything can be given to `hv decode`: an answer or one line comes, in memory that does not grow with the file."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hvtools import build, cli
+from hvtools.boot.hvlog import parse_log
+from hvtools.decode import reader
+from hvtools.decode.report import Report
+from hvtools.verbs.decode import command
+from tests.unit.decode.test_decode_dump import SAMPLES
+
+FILES = sorted(SAMPLES.iterdir())
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def no_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The symbols of a build take a while to read, and each example would read them."""
+    monkeypatch.setattr(build, "image_dir", lambda *_: Path("/elsewhere"))
+
+
+def read(data: bytes) -> list[Report]:
+    """The reports of some bytes, which must all be fit for JSON and for a terminal."""
+    found = reader.read(io.BytesIO(data))
+    for report in found:
+        json.dumps(report.as_json())
+        assert report.explanations, report.format
+    return found
+
+
+class Endless(io.RawIOBase):
+    """A file of so many bytes, made of one piece over and over."""
+
+    def __init__(self, piece: bytes, size: int) -> None:
+        self._piece, self._left = piece * (MIB // len(piece) + 1), size
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._piece[: min(size, self._left)]
+        self._left -= len(data)
+        return data
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=4096))
+def test_random_bytes(data: bytes) -> None:
+    read(data)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_samples(data: st.DataObject) -> None:
+    """Cut off, with pieces replaced, doubled and mixed with those of another sample."""
+    text = bytearray(data.draw(st.sampled_from(FILES)).read_bytes())
+    other = data.draw(st.sampled_from(FILES)).read_bytes()
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(text)))
+        length = data.draw(st.integers(0, 40))
+        start = data.draw(st.integers(0, len(other)))
+        new = data.draw(st.binary(max_size=8) | st.just(other[start : start + 60]) | st.just(b"f" * 17))
+        text[at : at + length] = new
+    read(bytes(text[: data.draw(st.integers(0, len(text)))]))
+
+
+NUMBERS = st.sampled_from(["0", "1", "7", "31", "8000000000000000", "ffffffffffffffff", "f" * 40, "9" * 5000, "-1", ""])
+LINES = st.sampled_from(
+    [
+        "hv: error cpu{0} exit-unknown code=0x{0} info1=0x{1} info2=0x{2} rip=0x{0}",
+        "hv: error cpu0 host-exception vector={0} error=0x{1} rip=0x{2} rsp=0x0 cr2=0x{1}",
+        "hv: info cpu0 image base=0x{0} bytes=0x{1} entry=0x0 text=0x0",
+        'hv: warn cpu{0} dump words="{0}:{1} {1}:{2}"',
+        "hv: warn cpu{0} dump-end kind=vmcs words={1} parts={2}",
+        "hv: info cpu0 backend name={0} vendor={1}",
+        "hv: info cpu0 backend name=vmx vendor=Intel",
+        "hv: error cpu0 npf-unexpected gpa=0x{0} error=0x{1} rip=0x{2}",
+        "RAX={0} RBX={1} RIP={2} CR0={0} CR3={1} CR4={2} EFER={0}",
+        "CS ={0} {1} {2} {0}",
+        "CS =0008 {1} ffffffff 00af9a00",
+        "Code=<{0}> {1} 0f ?? <00>",
+        "KVM internal error. Suberror: {0}",
+        "extra data[{0}]: 0x{1}",
+        "KVM: entry failed, hardware error 0x{0}",
+        "     {0}: v={1} e={2} i=0 cpl=0 IP=0000:{0} pc={1}",
+        "check_exception old: 0x{0} new 0x{1}",
+        "CPU Reset (CPU {0})",
+        "0000{0}0000000e[CPU{0} ] RDMSR: Unknown register 0x{1}",
+        "00000000001i[CPU0  ] CPU is in long mode (active)",
+        "00000000001i[CPU0  ] | CR0=0x{0}: {1} EFLAGS={2}",
+        "00000000001i[CPU0  ] 0x{0}>> x : {1}",
+        " q-1 [000] 1.{0}: kvm_exit: vcpu {0} reason npf rip 0x{1} info1 0x{2} info2 0x{0}",
+        " q-1 [000] 1.0: kvm_exit: reason EPT_MISCONFIG rip 0x{0} info {1} {2}",
+        " q-1 [000] 1.0: kvm_mmu_paging_element: pte {0} level {1}",
+        " q-1 [000] 1.0: kvm_mmu_walker_error: pferr {0} RSVD",
+        " q-1 [000] 1.0: kvm_emulate_insn: 0:{0}:{1} (prot64) failed",
+        " q-1 [000] 1.0: kvm_msr: msr_read {0} = 0x{1} (#GP)",
+        "------ spte = 0x{0} level = {1}, rsvd bits = 0x{2}",
+    ]
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.builds(lambda line, *n: line.format(*n), LINES, NUMBERS, NUMBERS, NUMBERS), max_size=20))
+def test_lines_of_every_format_with_any_number(lines: list[str]) -> None:
+    read("\n".join(lines).encode())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_sample_cut_off_anywhere(file: Path) -> None:
+    data = file.read_bytes()
+    for end in range(0, len(data), max(1, len(data) // 60)):
+        read(data[:end])
+
+
+def test_a_quote_that_never_ends_takes_no_time() -> None:
+    """Two ways to read each of these values would be 2 to the power of 900 in all."""
+    assert parse_log("hv: info cpu0 start" + ' a="' * 900 + " !") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "piece"),
+    [
+        ("zeros", b"\0"),
+        ("one line of a format", b"hv: "),
+        ("lines of a format", b" q-1 [000] 1.5: kvm_exit: reason npf rip 0x1 info 4 5\n"),
+        ("different lines", None),
+    ],
+)
+def test_memory_does_not_grow_with_the_file(name: str, piece: bytes | None) -> None:
+    if piece is None:
+        lines = [
+            f"hv: error cpu{n} page-pool-empty used={n}\n q-1 [0] 1.{n}: kvm_exit: reason x{n} rip 0x{n} info 1 2\n"
+            for n in range(20000)
+        ]
+        file: io.RawIOBase = io.BytesIO("".join(lines).encode())  # type: ignore[assignment]
+    else:
+        file = Endless(piece, (2 if piece.endswith(b"\n") else 256) * MIB)
+    tracemalloc.start()
+    reader.read(file)  # type: ignore[arg-type]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 32 * MIB
+
+
+@pytest.mark.slow
+def test_a_file_of_1_gb(tmp_path: Path) -> None:
+    """Random bytes, then a sample: it is found."""
+    file = tmp_path / "big"
+    block = os.urandom(8 * MIB)
+    with file.open("wb") as out:
+        for _ in range(128):
+            out.write(block)
+        out.write(b"\n" + (SAMPLES / "kvm-suberror-1.txt").read_bytes())
+    found = reader.read_path(file)[str(file)]
+    assert [report.format for report in found] == ["KVM failure report of QEMU"]
+
+
+def test_formats_in_one_file_are_all_explained() -> None:
+    data = b"".join(
+        (SAMPLES / name).read_bytes() for name in ("hv-triple-fault.log", "bochs-panic.log", "kvm-suberror-1.txt")
+    )
+    assert [report.format for report in read(data)] == ["log of HvDxe", "KVM failure report of QEMU", "log of Bochs"]
+
+
+def test_a_run_s_folder_is_explained_file_by_file(tmp_path: Path) -> None:
+    for name, sample in (
+        ("hypervisor.log", "hv-entry-refused-by-bochs.log"),
+        ("emulator.log", "bochs-entry-failed.log"),
+    ):
+        (tmp_path / name).write_bytes((SAMPLES / sample).read_bytes())
+    out = tmp_path / "out.json"
+    result = CliRunner().invoke(command, [str(tmp_path), "--json", str(out)])
+    assert result.exit_code == 0
+    reports = json.loads(out.read_text())["reports"]
+    assert [(Path(each["file"]).name, each["format"]) for each in reports] == [
+        ("hypervisor.log", "log of HvDxe"),
+        ("emulator.log", "log of Bochs"),
+    ]
+    (dump,) = reports[0]["dumps"]
+    assert dump["broken"][0]["rule"] == "guest-cs-type"
+
+
+def test_standard_input_is_read(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((SAMPLES / "kvm-reserved-bit.trace").read_bytes())))
+    assert cli.run(["decode"]) == 0
+    assert "level 3 entry has bit 7 set, guest has no pdpe1gb" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "said"),
+    [
+        (lambda path: None, 2, "cannot be read: No such file"),
+        (lambda path: path.mkdir(), 2, "has none of the logs of a run"),
+        (lambda path: path.write_bytes(b""), 1, "nothing that can be decoded"),
+        (lambda path: path.write_bytes(bytes(range(256)) * 100), 1, "nothing that can be decoded"),
+    ],
+)
+def test_what_cannot_be_decoded_gives_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: object, code: int, said: str
+) -> None:
+    make(tmp_path / "x")  # type: ignore[operator]
+    assert cli.run(["decode", str(tmp_path / "x")]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and said in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--symbols", "--memory"])
+def test_a_file_of_the_wrong_kind_gives_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    sample = SAMPLES / "hv-host-exception.log"
+    assert cli.run(["decode", str(sample), option, str(empty)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    file.write_bytes(b"hv: error cpu0 map-failed gpa=0x1 reason=\x1b[2J\x1b]0;[bold]x\x07\n")
+    assert cli.run(["decode", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "could not be mapped" in out and "[bold]x" in out and "\x1b" not in out and "\x07" not in out
