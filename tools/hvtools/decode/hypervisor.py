@@ -88,6 +88,8 @@ class HypervisorLog:
         explain = EXPLAINED.get(event.event)
         if explain is not None:
             self._said.add(f"cpu{event.cpu}: {explain(self, values)}")
+        elif EVENTS[event.event].level == "error" and event.event != "entry-rule":
+            self._said.add(f"cpu{event.cpu}: {EVENTS[event.event].text}: {event.text()}")
 
     def reports(self) -> list[Report]:
         """Say what was found."""
@@ -263,4 +265,4 @@ EXPLAINED: dict[str, Callable[[HypervisorLog, Values], str]] = {
     "page-pool-empty": lambda log, v: f"no page is left for nested tables ({v['used']} used)",
     "map-failed": lambda log, v: f"guest-physical {int(v['gpa']):#x} could not be mapped: {v['reason']}",
 }
-"""Failures in words."""
+"""Failures in words; an error that is not here is given as the table of events says it."""
