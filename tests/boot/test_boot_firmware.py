@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: BSD-2-Clause-Patent
-"""OVMF with HvDxe inside: nothing is loaded from the disk, and every processor is under it."""
+"""HvDxe started without the shell: from inside the firmware, and by the boot program of a USB stick."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import pytest
 
-from hvtools import build
+from hvtools import build, linux
+from hvtools.boot.startup import KERNEL_COMMAND
+from hvtools.guest.build import self_check
+from hvtools.images import disk
+from hvtools.images.initramfs import build_initramfs
 from hvtools.images.variables import write_options
 
 if TYPE_CHECKING:
     from tests.boot.conftest import Boot
 
-pytestmark = [pytest.mark.needs("hypervisor"), pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.needs("hypervisor"), pytest.mark.timeout(3600)]
 
 
+@pytest.mark.slow
 @pytest.mark.everywhere
 @pytest.mark.parametrize("target", build.TARGETS)
 @pytest.mark.parametrize("size", [2, 4])
@@ -31,6 +36,7 @@ def test_linux_starts_under_the_firmware(boot: Boot, size: int, target: str) -> 
     assert [line.fields["build"] for line in starts] == [target]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pages", ["4k", "2m"])
 def test_options_come_from_the_image(boot: Boot, tmp_path: Path, pages: str) -> None:
     image = Path(shutil.copyfile(build.ovmf_image(), tmp_path / "OVMF.fd"))
@@ -40,6 +46,7 @@ def test_options_come_from_the_image(boot: Boot, tmp_path: Path, pages: str) -> 
     assert max(result.checks.status.page_sizes, key=["4k", "2m", "1g"].index) == pages
 
 
+@pytest.mark.slow
 def test_a_bad_option_is_reported_and_ignored(boot: Boot, tmp_path: Path) -> None:
     image = Path(shutil.copyfile(build.ovmf_image(), tmp_path / "OVMF.fd"))
     write_options(image, {"nested_page": "3k", "log": "debug"})
@@ -49,6 +56,7 @@ def test_a_bad_option_is_reported_and_ignored(boot: Boot, tmp_path: Path) -> Non
     assert [line.fields["name"] for line in result.log if line.event == "option"] == ["log"]
 
 
+@pytest.mark.slow
 def test_without_svm_the_reason_is_named(boot: Boot) -> None:
     """A firmware that cannot virtualise says why, and Linux starts without it."""
     result = boot(firmware=build.ovmf_image(), built_in=True, cpu_model="qemu64,-svm")
@@ -56,3 +64,37 @@ def test_without_svm_the_reason_is_named(boot: Boot) -> None:
     assert result.virtualised == []
     assert result.checks.online == 4
     assert any(re.search("firmware did not virtualise: .*svm", failure) for failure in result.failures)
+
+
+def boot_disk(folder: Path, hypervisor: bool, kernel: bool) -> Path:
+    """A disk whose boot program starts the kernel and initial RAM disk of an ordinary boot."""
+    built = build.ensure_built("DEBUG").folder
+    files: dict[PurePosixPath, Path | bytes] = {disk.START: built / "HvStart.efi"}
+    if hypervisor:
+        files[disk.DRIVER] = built / "HvDxe.efi"
+    if kernel:
+        initrd = folder / "initrd.img"
+        build_initramfs(initrd, self_check(), linux.busybox(), None, {}, None)
+        command = rf"\EFI\HvPkg\vmlinuz.efi initrd=\EFI\HvPkg\initrd.img {' '.join(KERNEL_COMMAND)}"
+        files |= {disk.KERNEL: linux.kernel().path, disk.INITRD: initrd, disk.COMMAND: command.encode()}
+    image = folder / f"{'hv' if hypervisor else 'os'}.img"
+    disk.build_disk(image, files)
+    return image
+
+
+@pytest.mark.needs("usb")
+def test_a_usb_stick_is_the_only_disk(boot: Boot, tmp_path: Path) -> None:
+    result = boot(disk=boot_disk(tmp_path, hypervisor=True, kernel=True)).must_be_ok()
+    assert result.virtualised == [0, 1, 2, 3]
+    assert "HvStart: HvDxe Success" in result.record.console
+
+
+@pytest.mark.needs("usb")
+def test_a_usb_stick_starts_what_is_installed(boot: Boot, tmp_path: Path) -> None:
+    """The second disk's boot program finds no HvDxe of its own, and boots Linux: the first one's is there already."""
+    stick = boot_disk(tmp_path, hypervisor=True, kernel=False)
+    installed = boot_disk(tmp_path, hypervisor=False, kernel=True)
+    result = boot(disk=stick, installed=installed).must_be_ok()
+    assert result.virtualised == [0, 1, 2, 3]
+    said = re.findall(r"HvStart: (HvDxe .*|Boot\w+)", result.record.console)
+    assert said[0] == "HvDxe Success" and said[1].startswith("Boot") and said[2] == "HvDxe Not Found"

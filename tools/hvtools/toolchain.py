@@ -40,6 +40,7 @@ _BOOT = (
     Need("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd"),
     Need("mtools", "mcopy"),
     Need("dosfstools", "mkfs.fat"),
+    Need("fdisk", "sfdisk"),
     Need("cpio", "cpio"),
 )
 _BOCHS = (

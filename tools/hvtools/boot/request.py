@@ -31,6 +31,8 @@ class BootRequest:
         hypervisor: HvDxe is to run.
         firmware: a flash image instead of the platform's own firmware.
         built_in: the firmware has HvDxe inside, so it need not be loaded.
+        disk: a whole disk image to boot as it is, as a USB stick where the platform can.
+        installed: a second disk, as if an operating system were installed on it.
         kernel: EFI-stub kernel, None for the pinned one.
         initrd: initial RAM disk over which the self-check is laid, None for nothing below it.
         append: further words of the kernel's command line.
@@ -51,6 +53,8 @@ class BootRequest:
     hypervisor: bool = True
     firmware: Path | None = None
     built_in: bool = False
+    disk: Path | None = None
+    installed: Path | None = None
     kernel: Path | None = None
     initrd: Path | None = None
     append: str = ""
@@ -96,6 +100,8 @@ class BootRequest:
             raise UsageError(f"{platform.name} has one processor only")
         for what, path in (
             ("firmware", self.firmware),
+            ("disk image", self.disk),
+            ("disk image", self.installed),
             ("kernel", self.kernel),
             ("initial RAM disk", self.initrd),
             ("script", self.script),
@@ -109,6 +115,16 @@ class BootRequest:
             clash = [name for name, value in linux_only.items() if value]
             if clash:
                 raise UsageError(f"--run boots no Linux: it does not go with --{clash[0]}")
+        if self.installed is not None and "usb" not in platform.capabilities:
+            raise UsageError(f"--installed: {platform.name} boots from one disk only")
+        if self.disk is not None:
+            own = {
+                "run": self.application, "script": self.script, "kernel": self.kernel, "initrd": self.initrd,
+                "append": self.append, "add": self.added, "set": self.settings,
+            }  # fmt: skip
+            clash = [name for name, value in own.items() if value]
+            if clash:
+                raise UsageError(f"--disk boots the image as it is: it does not go with --{clash[0]}")
         if self.settings and not self.hypervisor:
             raise UsageError("--set is for the hypervisor: it does not go with --no-hv")
         if self.built_in and not self.hypervisor:

@@ -76,15 +76,15 @@ def collect(request: BootRequest) -> Parts:
     platform.prepare()
     hypervisor = status = kernel = busybox = check = None
     drivers: dict[PurePosixPath, Path] = {}
-    if request.hypervisor or platform.drivers:
+    if (request.hypervisor or platform.drivers) and request.disk is None:
         folder = _images(request.target)
         drivers = {name: _built(folder, name) for name in platform.drivers}
     if request.hypervisor:
-        if not request.built_in:
+        if not request.built_in and request.disk is None:
             hypervisor = _built(folder, startup.HYPERVISOR)
         if request.application is not None:
             status = _built(folder, startup.STATUS)
-    if request.application is None:
+    if request.application is None and request.disk is None:
         kernel = request.kernel or linux.kernel().path
         busybox = linux.busybox()
         check = self_check()
@@ -171,7 +171,7 @@ def booting(
             image_folder = folder
         else:
             image_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hv-boot-")))
-        image = build_image(image_folder, request, parts, payload)
+        image = request.disk or build_image(image_folder, request, parts, payload)
         firmware = request.firmware
         if firmware is not None and request.built_in and request.settings:
             firmware = Path(shutil.copyfile(firmware, image_folder / FIRMWARE))
@@ -185,13 +185,22 @@ def booting(
                 disk=image,
                 cpu_model=request.processor,
                 accelerator=request.accelerator,
+                usb=request.disk is not None,
+                installed=request.installed,
                 restart=restart,
                 firmware=firmware,
             ),
             listener,
         )
         yield stack.enter_context(
-            BootStrategy(machine, parts.hypervisor is not None, request.seconds, observer, hurry=not request.exact)
+            BootStrategy(
+                machine,
+                parts.hypervisor is not None,
+                request.seconds,
+                observer,
+                hurry=not request.exact,
+                shell=request.disk is None,
+            )
         )
 
 

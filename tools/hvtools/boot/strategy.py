@@ -82,6 +82,7 @@ class BootStrategy:
         seconds: float,
         observer: Callable[[State, float], None] | None = None,
         hurry: bool = True,
+        shell: bool = True,
     ) -> None:
         """Take a machine that is off.
 
@@ -91,6 +92,7 @@ class BootStrategy:
             seconds: limit of time for all that is asked of it, from the first transition on.
             observer: called with "off" just before power-on, then with each state, and the seconds since.
             hurry: press a key where the firmware waits for one. When it comes differs from run to run.
+            shell: the UEFI shell comes on the way.
         """
         self.machine = machine
         self.state = State.OFF
@@ -99,6 +101,7 @@ class BootStrategy:
         self._hypervisor = hypervisor
         self._limit = seconds
         self._hurry = hurry
+        self._shell = shell
         self._observer = observer
         self._start: float | None = None
         self._failure: StrategyError | None = None
@@ -140,8 +143,10 @@ class BootStrategy:
             raise UsageError(f"the machine is at {self.state.value!r} and cannot go back to {target.value!r}")
         if target is State.HYPERVISOR and not self._hypervisor:
             raise UsageError("this machine boots without a hypervisor")
+        if target is State.SHELL and not self._shell:
+            raise UsageError("this machine boots without the shell")
         for state in _ORDER[_ORDER.index(self.state) + 1 : _ORDER.index(target) + 1]:
-            if state is State.HYPERVISOR and not self._hypervisor:
+            if (state is State.HYPERVISOR and not self._hypervisor) or (state is State.SHELL and not self._shell):
                 continue
             self._guarded(f"{state.value!r}", partial(self._enter, state))
             self.state = state

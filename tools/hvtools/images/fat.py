@@ -40,7 +40,12 @@ def volume_size(sizes: list[int]) -> int:
     return total + -total % _MIB
 
 
-def _tool(*command: str | Path, contents: bytes = b"") -> None:
+def tool(*command: str | Path, contents: bytes = b"") -> None:
+    """Run a program that makes images.
+
+    Raises:
+        HvError: it is missing or fails.
+    """
     name = str(command[0])
     program = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if program is None:
@@ -58,13 +63,16 @@ def _tool(*command: str | Path, contents: bytes = b"") -> None:
         raise HvError(f"{name} failed: {said.splitlines()[-1]}")
 
 
-def build_volume(image: Path, files: Mapping[PurePosixPath, Path | bytes], label: str = "HVPKG") -> None:
+def build_volume(
+    image: Path, files: Mapping[PurePosixPath, Path | bytes], label: str = "HVPKG", size: int | None = None
+) -> None:
     """Make a FAT volume at `image` with `files`, whole or not at all.
 
     Args:
         image: the file to make; it is replaced if it is there.
         files: paths on the volume, and where the contents are, or the contents.
         label: the volume's name.
+        size: bytes of the volume; None for what the files need.
 
     Raises:
         UsageError: a name or size does not go on a FAT volume, or the disk has no room.
@@ -77,20 +85,23 @@ def build_volume(image: Path, files: Mapping[PurePosixPath, Path | bytes], label
         other = folded.setdefault(str(path).casefold(), path)
         if other != path:
             raise UsageError(f"{str(path)!r} and {str(other)!r} are the same name on a FAT volume")
-        size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        if size > _FAT_FILE_MAX:
-            raise UsageError(f"{str(path)!r} has {human_size(size)}: more than a file on a FAT volume may have")
-        sizes.append(size)
-    total = volume_size(sizes)
+        length = len(source) if isinstance(source, bytes) else source.stat().st_size
+        if length > _FAT_FILE_MAX:
+            raise UsageError(f"{str(path)!r} has {human_size(length)}: more than a file on a FAT volume may have")
+        sizes.append(length)
+    needed = volume_size(sizes)
+    total = needed if size is None else size
+    if total < needed:
+        raise UsageError(f"{human_size(max(total, 0))} for the files are too few: {human_size(needed)} are needed")
     check_room(image.parent, total)
     with written_whole(image) as temporary:
         os.truncate(temporary, total)
-        _tool("mkfs.fat", "-n", label, temporary)
+        tool("mkfs.fat", "-n", label, temporary)
         folders = sorted({parent for path in files for parent in path.parents if parent.parts})
         if folders:
-            _tool("mmd", "-i", temporary, *(f"::/{folder}" for folder in folders))
+            tool("mmd", "-i", temporary, *(f"::/{folder}" for folder in folders))
         for path, source in files.items():
             if isinstance(source, bytes):
-                _tool("mcopy", "-i", temporary, "-", f"::/{path}", contents=source)
+                tool("mcopy", "-i", temporary, "-", f"::/{path}", contents=source)
             else:
-                _tool("mcopy", "-i", temporary, source, f"::/{path}")
+                tool("mcopy", "-i", temporary, source, f"::/{path}")

@@ -89,7 +89,13 @@ def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int, attach: 
     else:
         arguments += ["-drive", _option(**flash, unit=0, snapshot="on", file=spec.firmware)]
     arguments += ["-drive", _option(**{"if": "none"}, id="esp", format="raw", snapshot="on", file=spec.disk)]
-    arguments += ["-device", "virtio-blk-pci,drive=esp"]
+    if spec.usb:
+        arguments += ["-device", "qemu-xhci", "-device", "usb-storage,drive=esp,removable=on,bootindex=0"]
+    else:
+        arguments += ["-device", "virtio-blk-pci,drive=esp"]
+    if spec.installed is not None:
+        arguments += ["-drive", _option(**{"if": "none"}, id="disk", format="raw", snapshot="on", file=spec.installed)]
+        arguments += ["-device", "virtio-blk-pci,drive=disk,bootindex=1"]
     arguments += ["-chardev", _option("pipe", id="console", path=spec.console_pipe)]
     arguments += ["-serial", "chardev:console"]
     arguments += ["-chardev", _option("file", id="second", path=spec.second_serial_log)]

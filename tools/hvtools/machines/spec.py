@@ -27,6 +27,8 @@ class MachineSpec:
         disk: image of the disk that the firmware boots from; never modified.
         cpu_model: model and flags in the platform's own words, None for the platform's default.
         accelerator: how the platform executes code, in its own words, None for the platform's default.
+        usb: the disk is a USB stick, where the platform can.
+        installed: image of a further disk, which comes after the first in the boot order; never modified.
         restart: a guest's reset restarts the machine; otherwise it ends it.
         firmware: a whole flash image, never modified; None for the platform's own firmware.
     """
@@ -37,6 +39,8 @@ class MachineSpec:
     disk: Path
     cpu_model: str | None = None
     accelerator: str | None = None
+    usb: bool = False
+    installed: Path | None = None
     restart: bool = False
     firmware: Path | None = None
 

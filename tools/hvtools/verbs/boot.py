@@ -37,6 +37,8 @@ _OPTIONS_TEXT = "\n".join(
     help="ours: OVMF with HvDxe inside, built if need be; or a flash image; else the platform's own.",
 )
 @click.option("--built-in", is_flag=True, help="The flash image of --firmware has HvDxe inside: do not load it.")
+@click.option("--disk", type=_FILE, metavar="F", help="Disk image to boot as it is, such as one of `hv image`.")
+@click.option("--installed", type=_FILE, metavar="F", help="Image of a second disk, with an installed boot loader.")
 @click.option("--kernel", type=_FILE, metavar="F", help="EFI-stub kernel instead of the pinned one.")
 @click.option("--initrd", type=_FILE, metavar="F", help="Initial RAM disk below the self-check.")
 @click.option("--append", default="", metavar="S", help="More of the kernel's command line.")
@@ -66,6 +68,8 @@ def command(
     no_hv: bool,
     firmware: str,
     built_in: bool,
+    disk: Path | None,
+    installed: Path | None,
     kernel: Path | None,
     initrd: Path | None,
     append: str,
@@ -96,6 +100,8 @@ def command(
         hypervisor=not no_hv,
         firmware=None if firmware in ("ours", "platform") else Path(firmware),
         built_in=ours or built_in,
+        disk=disk,
+        installed=installed,
         kernel=kernel,
         initrd=initrd,
         append=append,
