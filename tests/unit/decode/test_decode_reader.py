@@ -214,6 +214,13 @@ def test_what_cannot_be_decoded_gives_one_line(
     assert out == "" and said in err and len(err.splitlines()) == 1
 
 
+def test_a_terminal_is_not_waited_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    assert cli.run(["decode"]) == 2
+    assert "give a FILE" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--symbols", "--memory"])
 def test_a_file_of_the_wrong_kind_gives_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str

@@ -7,7 +7,7 @@ import re
 from collections import Counter, deque
 
 from hvtools.decode import pagewalk
-from hvtools.decode.cpu import Processor, Segment
+from hvtools.decode.cpu import Processor, Segment, register
 from hvtools.decode.report import Explanations, Report, Table
 from hvtools.generated import msr
 
@@ -53,7 +53,6 @@ _PANICS = (
     (re.compile(r"image locked|\.lock"), "a Bochs that was killed left the image's .lock file: delete it"),
     (re.compile("SKINIT"), "Bochs has no SKINIT"),
 )
-_NAMES = {"EIP": "rip", **{f"E{name}": f"r{name.lower()}" for name in ("AX", "BX", "CX", "DX", "SI", "DI", "BP", "SP")}}
 
 
 class BochsLog:
@@ -124,7 +123,7 @@ class BochsLog:
             return
         now = self._dumps[-1]
         for name, value in _REGISTER.findall(text):
-            now.values[_NAMES.get(name, name.lower())] = int(value, 16)
+            now.values[register(name)] = int(value, 16)
         if found := _FLAGS.search(text):
             now.values["rflags"] = int(found[1], 16)
         elif found := _EFER.match(text):

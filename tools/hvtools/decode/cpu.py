@@ -17,6 +17,17 @@ _PE, _PG, _PAE, _VM, _IF = (
 _LME, _LMA = (msr.CONSTANTS[f"HV_EFER_{name}"] for name in ("LME", "LMA"))
 _INSTRUCTION_MAX = 15
 _WORDS = (("cr0", "HV_CR0"), ("cr4", "HV_CR4"), ("efer", "HV_EFER"), ("rflags", "HV_RFLAGS"))
+_64_BIT = {
+    "EIP": "rip",
+    "EFL": "rflags",
+    "RFL": "rflags",
+    **{f"E{name}": f"r{name.lower()}" for name in ("AX", "BX", "CX", "DX", "SI", "DI", "BP", "SP")},
+}
+
+
+def register(name: str) -> str:
+    """Give the name of a register as `Processor.values` has it: EAX is rax."""
+    return _64_BIT.get(name, name.lower())
 
 
 @dataclass(frozen=True)

@@ -99,13 +99,9 @@ def walk(memory: Physical, registers: dict[str, int], address: int) -> Walk:
     for level in range(levels, 0, -1):
         shift = 12 + 9 * (level - 1)
         where = table + (address >> shift & 0x1FF) * 8
-        data = memory.read(where, 8)
-        if data is None:
-            return Walk(steps, None, f"the {_NAMES[level]} at {where:#x} is not in the dump")
-        entry = int.from_bytes(data, "little")
-        steps.append(Step(level, where, entry))
-        if not entry & PRESENT:
-            return Walk(steps, None, f"the {_NAMES[level]} is not present")
+        if why := _look(memory, steps, level, where, 8):
+            return Walk(steps, None, why)
+        entry = steps[-1].entry
         if levels == level == 3:
             wrong = ["reserved bits are set"] * bool(entry & _PAE_RESERVED)
         else:
@@ -119,18 +115,23 @@ def walk(memory: Physical, registers: dict[str, int], address: int) -> Walk:
     raise AssertionError("level 1 ends every walk")
 
 
+def _look(memory: Physical, steps: list[Step], level: int, where: int, size: int) -> str:
+    """Take the next step of a walk; say why it is the last one, if it is."""
+    data = memory.read(where, size)
+    if data is None:
+        return f"the {_NAMES[level]} at {where:#x} is not in the dump"
+    steps.append(Step(level, where, int.from_bytes(data, "little")))
+    return "" if steps[-1].entry & PRESENT else f"the {_NAMES[level]} is not present"
+
+
 def _walk_32(memory: Physical, cr3: int, large: bool, address: int) -> Walk:
     steps: list[Step] = []
     table = cr3 & 0xFFFF_F000
     for level, shift in ((2, 22), (1, 12)):
         where = table + (address >> shift & 0x3FF) * 4
-        data = memory.read(where, 4)
-        if data is None:
-            return Walk(steps, None, f"the {_NAMES[level]} at {where:#x} is not in the dump")
-        entry = int.from_bytes(data, "little")
-        steps.append(Step(level, where, entry))
-        if not entry & PRESENT:
-            return Walk(steps, None, f"the {_NAMES[level]} is not present")
+        if why := _look(memory, steps, level, where, 4):
+            return Walk(steps, None, why)
+        entry = steps[-1].entry
         if level == 2 and large and entry & LARGE:
             return Walk(steps, (entry >> 13 & 0xFF) << 32 | entry & 0xFFC0_0000 | address & 0x3F_FFFF)
         table = entry & 0xFFFF_F000

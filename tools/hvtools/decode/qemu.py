@@ -7,7 +7,7 @@ import re
 from collections import deque
 
 from hvtools.decode import pagewalk, words
-from hvtools.decode.cpu import Processor, Segment
+from hvtools.decode.cpu import Processor, Segment, register
 from hvtools.decode.report import Explanations, Report
 
 _FIRST, _LAST = 4, 12
@@ -28,13 +28,6 @@ _CHECK = re.compile(r"^check_exception old: 0x([0-9a-f]{1,8}) new 0x([0-9a-f]{1,
 _EXCEPTION = re.compile(
     r"^ *\d+: v=([0-9a-f]{2}) e=([0-9a-f]{4}) .*?\bpc=([0-9a-f]{8,16})(?:.*?\bCR2=([0-9a-f]{8,16}))?"
 )
-
-_NAMES = {
-    "EIP": "rip",
-    "EFL": "rflags",
-    "RFL": "rflags",
-    **{f"E{name}": f"r{name.lower()}" for name in ("AX", "BX", "CX", "DX", "SI", "DI", "BP", "SP")},
-}
 
 _SUBERRORS = {
     1: "emulation failed: KVM had to carry out an instruction itself and cannot",
@@ -99,7 +92,7 @@ class QemuDump:
         else:
             found = _REGISTER.findall(line)
             for name, value in found:
-                now.values[_NAMES.get(name, name.lower())] = int(value, 16)
+                now.values[register(name)] = int(value, 16)
             for name, value in _STATE.findall(line):
                 if name == "CPL":
                     now.values["cpl"] = int(value)

@@ -9,12 +9,20 @@ import click
 from hvtools import report, ui
 from hvtools.decode import reader
 from hvtools.decode.pagewalk import Memory
-from hvtools.errors import HvError
+from hvtools.errors import HvError, UsageError
 
 _FORMATS = "a log of HvDxe or Bochs, a register dump of QEMU or KVM, or a trace of KVM"
 
 
-@click.command("decode")
+_EXAMPLES = """\b
+Examples:
+  hv decode Build/Boot/20260101-120000-1234
+  hv decode hypervisor.log --json out.json
+  trace-cmd report | hv decode
+"""
+
+
+@click.command("decode", epilog=_EXAMPLES)
 @click.option(
     "--symbols",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -30,17 +38,14 @@ _FORMATS = "a log of HvDxe or Bochs, a register dump of QEMU or KVM, or a trace 
 @report.json_option
 @click.argument("source", metavar="[FILE|-]", default="-")
 def command(source: str, symbols: Path | None, memory: Path | None, json_file: Path | None) -> None:
-    r"""Explain a log, a register dump or a trace; FILE can also be the folder of a run (`hv boot --keep`).
+    """Explain a log, a register dump or a trace; FILE can also be the folder of a run (`hv boot --keep`).
 
     Known are logs of HvDxe (failures in words, addresses with file and line, dumped VMCSs and VMCBs field by field,
     with the manual's rules for an entry run over them), register dumps of QEMU and KVM, logs of Bochs, and
     `trace-cmd report` of KVM's events.
-
-    \b
-    hv decode Build/Boot/20260101-120000-1234
-    hv decode hypervisor.log --json out.json
-    cat serial.log | hv decode -
     """
+    if source == "-" and sys.stdin.isatty():
+        raise UsageError("nothing to decode: give a FILE, or pipe it in")
     physical = Memory(memory) if memory else None
     if source == "-":
         found = {"-": reader.read(sys.stdin.buffer, symbols, physical)}
@@ -53,4 +58,6 @@ def command(source: str, symbols: Path | None, memory: Path | None, json_file: P
         each.print(ui.out)
     report.write(json_file, {"reports": [{"file": name, **each.as_json()} for name, each in reports]})
     if not reports:
-        raise HvError(f"{source} has nothing that can be decoded: not {_FORMATS}")
+        raise HvError(
+            f"{'standard input' if source == '-' else source} has nothing that can be decoded: not {_FORMATS}"
+        )
