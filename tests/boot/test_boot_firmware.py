@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hvtools import build, linux
+from hvtools import build, flash, linux, toolchain
 from hvtools.boot.startup import KERNEL_COMMAND
+from hvtools.flash import Chip
 from hvtools.guest.build import self_check
 from hvtools.images import disk
 from hvtools.images.initramfs import build_initramfs
@@ -98,3 +99,14 @@ def test_a_usb_stick_starts_what_is_installed(boot: Boot, tmp_path: Path) -> Non
     assert result.virtualised == [0, 1, 2, 3]
     said = re.findall(r"HvStart: (HvDxe .*|Boot\w+)", result.record.console)
     assert said[0] == "HvDxe Success" and said[1].startswith("Boot") and said[2] == "HvDxe Not Found"
+
+
+@pytest.mark.slow
+def test_a_flashed_chip_boots(boot: Boot, tmp_path: Path) -> None:
+    chip = tmp_path / "chip"
+    chip.write_bytes(b"\xff" * (4 << 20))
+    toolchain.require("flash")
+    writer = Chip(f"dummy:emulate=SST25VF032B,image={chip}")
+    flash.write(writer, build.ovmf_image(), tmp_path / "backup", None, None, lambda step: None)
+    result = boot(firmware=chip, built_in=True).must_be_ok()
+    assert result.virtualised == [0, 1, 2, 3]

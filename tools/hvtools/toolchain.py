@@ -51,13 +51,15 @@ _BOCHS = (
     Need("vgabios", "/usr/share/vgabios/vgabios.bin"),
 )
 _DEBUG = (Need("gdb", "gdb"),)
-_TEST = (*_BOOT, *_BOCHS, *_DEBUG)
+_FLASH = (Need("flashrom", "flashrom"),)
+_TEST = (*_BOOT, *_BOCHS, *_FLASH, *_DEBUG)
 
 NEEDS: dict[str, tuple[Need, ...]] = {
     "build": _BUILD,
     "boot": _BOOT,
     "bochs": _BOCHS,
     "debug": _DEBUG,
+    "flash": _FLASH,
     "test": _TEST,
     "setup": _TEST,
 }
