@@ -157,6 +157,7 @@ for round in $(seq ROUNDS); do
         echo 1 > /sys/devices/system/cpu/cpu$cpu/online
         [ "$(cat /sys/devices/system/cpu/cpu$cpu/online)" = 1 ]
     done
+    [ $((round % 20)) != 0 ] || echo round=$round
 done
 kill $(jobs -p)
 echo rounds=$round
@@ -171,7 +172,7 @@ def test_a_storm_of_processors_that_go_off_and_on_under_load(
 ) -> None:
     count = rounds(platform, "many", few=0, many=500, many_slow=10)
     result = boot(cpus=CPUS, script=script(STORM.replace("ROUNDS", str(count))), timeout=LONG).must_be_ok()
-    assert result.checks.script_output.splitlines()[0] == f"rounds={count}"
+    assert f"rounds={count}\n" in result.checks.script_output
     assert result.checks.script_output.count("signature=HvPkgHvPkgHv") == CPUS
     assert_all_virtualised(result.checks)
 
