@@ -447,8 +447,8 @@ HvMemoryBuild (
   Pool        = (UINTN)NestedPages + PAGES_ON_DEMAND + PAGES_TO_SPLIT;
   HvPagingEstimate (HvPagingHost4, Probe->LargestLevel, &Range, 1, &NestedPages);
   Pool += (UINTN)NestedPages + PAGES_TO_SPLIT + 4 * Scratch->RamCount;
-  if (Level == HV_PAGING_LEVEL_4K) {
-    // A piece of 2 MiB on demand is a table of its own.
+  if (Level != HV_PAGING_LEVEL_1G) {
+    // A piece on demand is a table of its own: 1 GiB with leaves of 2 MiB, 2 MiB with leaves of 4 KiB.
     Pool += 4 * PAGES_ON_DEMAND;
   }
 

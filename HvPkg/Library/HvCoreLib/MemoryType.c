@@ -45,23 +45,61 @@ HvCoreReadMtrrs (
 }
 
 ///
+/// Gives a piece of a leaf its memory type; the caller holds the lock.
+///
+/// Where no page is left to split the leaf, all of it becomes uncacheable: that is slow, but it is right for every kind of
+/// memory and device.
+///
+/// @return  Where the next piece begins.
+///
+STATIC
+UINT64
+RetypePiece (
+  IN OUT HV_CPU                *Cpu,
+  IN OUT HV_PAGING             *Nested,
+  IN     CONST HV_PAGING_LEAF  *Leaf,
+  IN     UINT64                Address,
+  IN     UINT64                End,
+  IN     UINT8                 Type
+  )
+{
+  UINT64  LeafBase;
+  UINT64  LeafBytes;
+  UINT32  Rights;
+
+  Rights = Leaf->Attributes & ~HV_PAGE_TYPE_MASK;
+  if ((Leaf->Attributes == (Rights | HV_PAGE_TYPE (Type))) ||
+      !RETURN_ERROR (HvPagingProtect (Nested, Address, End - Address, Rights | HV_PAGE_TYPE (Type))))
+  {
+    return End;
+  }
+
+  LeafBytes = HV_PAGING_LEVEL_SIZE (Leaf->Level);
+  LeafBase  = Address & ~(LeafBytes - 1);
+  HvPagingProtect (Nested, LeafBase, LeafBytes, Rights | HV_PAGE_TYPE_UC);
+  HV_LOG_GUEST (Cpu, MapFailed, Address, HV_STR ("no page to split a leaf: it is uncacheable"));
+  return LeafBase + LeafBytes;
+}
+
+///
 /// Gives every leaf of the root's tables the memory type that the MTRRs say; the caller holds the lock.
 ///
 STATIC
-RETURN_STATUS
+VOID
 Retype (
-  IN     CONST HV_HOST  *Host,
-  IN OUT HV_PAGING      *Nested
+  IN OUT HV_CPU     *Cpu,
+  IN OUT HV_PAGING  *Nested
   )
 {
+  CONST HV_HOST   *Host;
   HV_PAGING_LEAF  Leaf;
-  RETURN_STATUS   Status;
   UINT64          Address;
   UINT64          Limit;
   UINT64          End;
   UINT64          PieceEnd;
   UINT8           Type;
 
+  Host  = Cpu->Host;
   Limit = LShiftU64 (1, Nested->AddressBits);
   for (Address = 0; Address < Limit; Address = End) {
     if (HvCoreIsHostMemory (Host, Address)) {
@@ -71,30 +109,12 @@ Retype (
 
     HvPagingQuery (Nested, Address, &Leaf);
     End = (Address | (HV_PAGING_LEVEL_SIZE (Leaf.Level) - 1)) + 1;
-    if (!Leaf.Present) {
-      continue;
-    }
-
-    Status = HvMemoryTypeGet (&Host->Mtrrs, Host->AddressBits, Address, &Type, &PieceEnd);
-    if (RETURN_ERROR (Status) && (Status != RETURN_COMPROMISED_DATA)) {
-      return Status;
-    }
-
-    End = MIN (End, PieceEnd);
-    if ((Leaf.Attributes & HV_PAGE_TYPE_MASK) != HV_PAGE_TYPE (Type)) {
-      Status = HvPagingProtect (
-                 Nested,
-                 Address,
-                 End - Address,
-                 (Leaf.Attributes & ~HV_PAGE_TYPE_MASK) | HV_PAGE_TYPE (Type)
-                 );
-      if (RETURN_ERROR (Status)) {
-        return Status;
-      }
+    if (Leaf.Present) {
+      // It fails for no address below the limit. What the manuals leave undefined is UC.
+      HvMemoryTypeGet (&Host->Mtrrs, Host->AddressBits, Address, &Type, &PieceEnd);
+      End = RetypePiece (Cpu, Nested, &Leaf, Address, MIN (End, PieceEnd), Type);
     }
   }
-
-  return RETURN_SUCCESS;
 }
 
 VOID
@@ -103,26 +123,31 @@ HvCoreMtrrsWritten (
   IN OUT HV_VCPU  *Vcpu
   )
 {
-  HV_HOST        *Host;
-  HV_MTRRS       Mtrrs;
-  RETURN_STATUS  Status;
+  HV_HOST   *Host;
+  HV_MTRRS  Mtrrs;
+  BOOLEAN   Changed;
 
   // An operating system turns the MTRRs off, changes them, and turns them on again (SDM volume 3, "Multiple-Processor
   // Considerations" for MTRRs). What it does between is of no interest: its caches are off.
   Host = Cpu->Host;
   HvCoreReadMtrrs (&Mtrrs);
-  if (((Mtrrs.DefType & HV_MTRR_DEF_TYPE_ENABLE) == 0) || (CompareMem (&Mtrrs, &Host->Mtrrs, sizeof (Mtrrs)) == 0)) {
+  if ((Mtrrs.DefType & HV_MTRR_DEF_TYPE_ENABLE) == 0) {
     return;
   }
 
+  // All processors do it at the same time. Who finds it done waits until the tables are complete.
   HvCoreLock (&Vcpu->Vm->Lock);
-  CopyMem (&Host->Mtrrs, &Mtrrs, sizeof (Mtrrs));
-  Status = Retype (Host, &Vcpu->Vm->Nested);
-  HvCoreUnlock (&Vcpu->Vm->Lock);
-  if (RETURN_ERROR (Status)) {
-    HV_LOG_GUEST (Cpu, MapFailed, 0, HV_STR ("the nested tables do not follow the MTRRs"));
+  Changed = (BOOLEAN)(CompareMem (&Mtrrs, &Host->Mtrrs, sizeof (Mtrrs)) != 0);
+  if (Changed) {
+    CopyMem (&Host->Mtrrs, &Mtrrs, sizeof (Mtrrs));
+    Retype (Cpu, &Vcpu->Vm->Nested);
   }
 
-  HvCoreFlushAll (Cpu, Vcpu);
-  HV_LOG_GUEST (Cpu, MemoryTypes, Mtrrs.DefType, Host->Pool.Used);
+  HvCoreUnlock (&Vcpu->Vm->Lock);
+  if (Changed) {
+    HvCoreFlushAll (Cpu, Vcpu);
+    HV_LOG_GUEST (Cpu, MemoryTypes, Mtrrs.DefType, Host->Pool.Used);
+  } else {
+    Host->Ops->Flush (Vcpu); // its kick may still be on the way
+  }
 }

@@ -50,6 +50,7 @@ ProbeEpt (
   VMX_CAPABILITY  Proc2;
   UINT64          Capabilities;
   UINTN           Row;
+  UINT32          Eax;
 
   // The MSR exists where EPT or VPID does (SDM A.10).
   VmxCapability (VmxWordProc2, &Proc2);
@@ -73,6 +74,14 @@ ProbeEpt (
     Probe->LargestLevel = HV_PAGING_LEVEL_1G;
   } else if ((Capabilities & HV_VMX_EPT_VPID_CAP_PAGE_2M) == 0) {
     Probe->LargestLevel = HV_PAGING_LEVEL_4K;
+  }
+
+  // Four levels reach 48 bits, which is less than some processors have.
+  AsmCpuid (HV_CPUID_80000008, &Eax, NULL, NULL, NULL);
+  if (((Capabilities & HV_VMX_EPT_VPID_CAP_WALK5) != 0) &&
+      ((Eax & HV_CPUID_80000008_EAX_PHYSICAL_BITS_MASK) > HvPagingFormatBits (HvPagingEpt4)))
+  {
+    Probe->Format = HvPagingEpt5;
   }
 }
 

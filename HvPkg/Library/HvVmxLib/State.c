@@ -452,7 +452,8 @@ VmxVcpuInit (
   ZeroMem (Vmx, sizeof (*Vmx));
   Vmx->Vpid       = (UINT16)(Vcpu->Index + 1);
   Vmx->Caps       = AsmReadMsr64 (HV_MSR_VMX_EPT_VPID_CAP);
-  Vmx->EptPointer = Vcpu->Vm->Nested.Root | HV_VMX_EPTP_MEMORY_TYPE_WB | HV_VMX_EPTP_WALK_LENGTH_4;
+  Vmx->EptPointer = Vcpu->Vm->Nested.Root | HV_VMX_EPTP_MEMORY_TYPE_WB |
+                    ((Vcpu->Vm->Nested.Format == HvPagingEpt5) ? HV_VMX_EPTP_WALK_LENGTH_5 : HV_VMX_EPTP_WALK_LENGTH_4);
   // An unrestricted guest has PE and PG as it likes (SDM 27.3.1.1). The root sees neither VMX nor SMX.
   Vmx->Cr0Mask = Vcpu->Cpu->Host->RootCr0 & ~(UINT64)(HV_CR0_PE | HV_CR0_PG);
   Vmx->Cr4Must = Vcpu->Cpu->Host->RootCr4;
