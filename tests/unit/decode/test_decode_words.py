@@ -125,3 +125,39 @@ def test_the_ring_in_a_dump_of_memory_is_read() -> None:
     ring = b"\x00\xffHvLogRng\x00\x00\x01\x00nfo cpu0 boot-done\nhv: error cpu2 page-pool-empty used=9\n\x00\x00\xfe"
     (report,) = reader.read(BytesIO(ring))
     assert report.explanations == ["cpu2: no page is left for nested tables (9 used)"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (
+            "80000021",
+            "the VM entry failed: INVALID_GUEST_STATE (0x80000021): the state breaks a rule of SDM 27.3; on an",
+        ),
+        ("80000022", "the VM entry failed: MSR_LOADING (0x80000022): the state breaks a rule of SDM 27.3"),
+        ("7", "the VM entry failed: VM-instruction error 7: entry controls"),
+        ("ffffffffffffffff", "VMRUN failed: INVALID: the VMCB breaks a rule of APM2 15.5.1"),
+        ("ffffffff", "VMRUN failed: INVALID: the VMCB breaks a rule of APM2 15.5.1"),
+        ("1234", "the VM entry failed: 0x1234"),
+    ],
+)
+def test_what_kvm_says_of_a_failed_entry(code: str, said: str) -> None:
+    (report,) = reader.read(BytesIO(f"KVM: entry failed, hardware error 0x{code}\n".encode()))
+    assert report.explanations[0].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("Suberror: 2", "an exception came while another event was being delivered, and KVM cannot merge the two"),
+        ("Suberror: 4\nextra data[0]: 0x0000000000000400", "exit 0x400: no such reason on Intel, NPF on AMD"),
+        ("Suberror: 77", "KVM internal error 77: not known"),
+        (
+            "Suberror: 3\nextra data[0]: 0x80000202\nextra data[1]: 0x30",
+            "the event was NMI, the exit EPT_VIOLATION",
+        ),
+    ],
+)
+def test_other_internal_errors_of_kvm(lines: str, said: str) -> None:
+    (report,) = reader.read(BytesIO(f"KVM internal error. {lines}\n".encode()))
+    assert any(said in line for line in report.explanations), report.explanations

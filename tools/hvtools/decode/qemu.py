@@ -214,12 +214,12 @@ _UNRESTRICTED = (
 
 def _entry_failed(code: int) -> str:
     """Explain the reason that KVM gives: an exit reason with bit 31 (SDM 27.8), a VM-instruction error, or SVM's -1."""
+    if code & 0xFFFF_FFFF == 0xFFFF_FFFF:
+        return "VMRUN failed: INVALID: the VMCB breaks a rule of APM2 15.5.1"
     if code >> 31 & 1 and code < 1 << 32:
         basic = words.exit_name("vmx", code & 0xFFFF)
         hint = f"; {_UNRESTRICTED}" if basic == "INVALID_GUEST_STATE" else ""
         return f"the VM entry failed: {basic} ({code:#x}): the state breaks a rule of SDM 27.3{hint}"
-    if code & 0xFFFF_FFFF == 0xFFFF_FFFF:
-        return "VMRUN failed: INVALID: the VMCB breaks a rule of APM2 15.5.1"
     if 0 < code <= 28:
         return f"the VM entry failed: VM-instruction error {code}: {words.instruction_error(code)}"
     return f"the VM entry failed: {code:#x}"
@@ -254,6 +254,8 @@ def event(information: int) -> str:
         information >> 8 & 7, "?"
     )
     number = information & 0xFF
+    if kind == "NMI":
+        return kind
     return f"{kind} {words.vector(number)}" if number < 32 else f"{kind} {number}"
 
 

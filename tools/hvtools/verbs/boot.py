@@ -125,6 +125,7 @@ def command(
     report.write(folder / "result.json", result.as_json())
     report.write(json_file, result.as_json())
     if result.failures:
-        ui.info(f"`hv decode {folder}` explains the logs")
+        if not result.checks.script_exit:
+            ui.info(f"`hv decode {folder}` explains the logs")
         raise HvError("; ".join(result.failures))
     return 0
