@@ -152,6 +152,16 @@ def test_memory_does_not_grow_with_the_file(name: str, piece: bytes | None) -> N
     assert peak < 32 * MIB
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_sample_is_found_in_the_middle_of_a_large_file(file: Path) -> None:
+    """Across the border of two pieces that are read, too."""
+    data = file.read_bytes()
+    around = b"nothing of interest\n" * (MIB // 20)
+    alone = [report.as_json() for report in read(data)]
+    for before in (MIB, MIB - len(data) // 2):
+        assert [report.as_json() for report in read(around[:before] + b"\n" + data + b"\n" + around)] == alone
+
+
 @pytest.mark.slow
 def test_a_file_of_1_gb(tmp_path: Path) -> None:
     """Random bytes, then a sample: it is found."""

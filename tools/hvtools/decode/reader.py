@@ -23,7 +23,11 @@ _BYTES_MAX = 4 << 30
 _BIG = 64 << 20  # takes more than two seconds
 # A piece of a file that has none of these, and is not the one behind a piece that does, is passed over: with every line
 # looked at, a file of 1 GB would take minutes.
-_MARKS = (b"hv: ", b"AX=", b"KVM", b"kvm", b"mmio", b"rsvd bits", b"Triple fault", b" v=", b" ] ")
+_MARKS = (
+    *(b"hv: ", b"RAX=", b"EAX=", b": v=", b"Triple fault"),
+    *(b"KVM: ", b"KVM internal", b"kvm_", b"kvm [", b"kvm run", b"mmio", b"MMU-present", b"rsvd bits"),
+    b"  ] ",  # Bochs: the processors' lines
+)
 
 RUN_FILES = ("hypervisor.log", "emulator.log", "emulator.err", "console.log")
 """What a run's folder has (`hv boot --keep`), the most telling first."""
