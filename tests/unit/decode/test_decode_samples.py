@@ -267,5 +267,9 @@ def test_no_error_is_passed_over() -> None:
 
 def test_an_error_without_words_is_given_as_the_table_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(EXPLAINED, "map-failed")
-    (report,) = reader.read(BytesIO(b'hv: error cpu0 map-failed gpa=0x5000 reason="no page"\n'))
-    assert report.explanations == ["cpu0: an address could not be mapped: map-failed gpa=0x5000 reason=no page"]
+    image = b"hv: info cpu0 image base=0x4000 bytes=0x2000 entry=0x4000 text=0x4000\n"
+    (report,) = reader.read(BytesIO(image + b'hv: error cpu0 map-failed gpa=0x5000 reason="no page"\n'))
+    assert report.explanations == [
+        "cpu0: an address could not be mapped: map-failed gpa=0x5000 reason=no page; gpa is HvDxe+0x1000 (the build in"
+        " /elsewhere is not the one that ran: --symbols FILE)"
+    ]

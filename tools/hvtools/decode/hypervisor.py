@@ -89,7 +89,7 @@ class HypervisorLog:
         if explain is not None:
             self._said.add(f"cpu{event.cpu}: {explain(self, values)}")
         elif EVENTS[event.event].level == "error" and event.event != "entry-rule":
-            self._said.add(f"cpu{event.cpu}: {EVENTS[event.event].text}: {event.text()}")
+            self._said.add(f"cpu{event.cpu}: {EVENTS[event.event].text}: {event.text()}{self._places(values)}")
 
     def reports(self) -> list[Report]:
         """Say what was found."""
@@ -154,6 +154,11 @@ class HypervisorLog:
                 return f"HvDxe+{offset:#x} (the build in {debug.parent} is not the one that ran: --symbols FILE)"
             self._symbols = Symbols(debug)
         return self._symbols.name(offset) or f"HvDxe+{offset:#x}"
+
+    def _places(self, values: Values) -> str:
+        """Give those values of an event that are addresses of the hypervisor."""
+        places = [(key, self.place(value)) for key, value in values.items() if isinstance(value, int)]
+        return "".join(f"; {key} is {place}" for key, place in places if place)
 
     def _built_as(self) -> str:
         return self._target if self._target in build.TARGETS else "DEBUG"
