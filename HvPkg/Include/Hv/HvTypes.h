@@ -9,6 +9,7 @@
 
 #include <Uefi/UefiBaseType.h>
 #include <Hv/HvAsm.h>
+#include <Hv/HvRegs.h>
 #include <Generated/HvExitKind.h>
 #include <Generated/HvLogEvents.h>
 #include <Generated/HvStatus.h>
@@ -23,60 +24,6 @@ typedef struct _HV_VM           HV_VM;
 typedef struct _HV_CPU          HV_CPU;
 typedef struct _HV_VCPU         HV_VCPU;
 typedef struct _HV_BACKEND_OPS  HV_BACKEND_OPS;
-
-///
-/// General registers in the order of their instruction encoding.
-///
-typedef union {
-  struct {
-    UINT64    Rax;
-    UINT64    Rcx;
-    UINT64    Rdx;
-    UINT64    Rbx;
-    UINT64    Rsp;
-    UINT64    Rbp;
-    UINT64    Rsi;
-    UINT64    Rdi;
-    UINT64    R8;
-    UINT64    R9;
-    UINT64    R10;
-    UINT64    R11;
-    UINT64    R12;
-    UINT64    R13;
-    UINT64    R14;
-    UINT64    R15;
-    UINT64    Rip;
-    UINT64    Rflags;
-  };
-  UINT64    Index[18];
-} HV_REGS;
-
-///
-/// A segment register with its hidden part. Attributes are the descriptor's bits 40..47 and 52..55 put together
-/// (the VMCB's format); a clear present bit means unusable.
-///
-typedef struct {
-  UINT16    Selector;
-  UINT16    Attributes;
-  UINT32    Limit;
-  UINT64    Base;
-} HV_SEGMENT;
-
-#define HV_SEGMENT_PRESENT  BIT7
-#define HV_SEGMENT_LONG     BIT9
-#define HV_SEGMENT_DB       BIT10
-
-typedef enum {
-  HvSegmentEs,
-  HvSegmentCs,
-  HvSegmentSs,
-  HvSegmentDs,
-  HvSegmentFs,
-  HvSegmentGs,
-  HvSegmentLdtr,
-  HvSegmentTr,
-  HvSegmentCount
-} HV_SEGMENT_NAME;
 
 ///
 /// Parts of HV_VCPU_STATE. General registers, RIP, RSP and RFLAGS live in HV_VCPU.Regs, in both directions.

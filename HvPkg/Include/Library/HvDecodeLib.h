@@ -40,6 +40,14 @@ typedef enum {
   HvOpBts,
   HvOpBtr,
   HvOpBtc,
+  HvOpRol,           ///< The shifts: by Immediate, or by Reg, which is CL
+  HvOpRor,
+  HvOpRcl,
+  HvOpRcr,
+  HvOpShl,
+  HvOpShr,
+  HvOpSar,
+  HvOpSetcc,         ///< r/m = whether Condition holds
   HvOpStos,          ///< Memory = accumulator
   HvOpMovs,          ///< Memory = Source
   HvOpLods,          ///< Accumulator = Source
@@ -156,8 +164,9 @@ typedef struct {
   BOOLEAN      HasSource;
   HV_MEMORY    Source;         ///< Of MOVS and LODS
   BOOLEAN      HasImmediate;
-  UINT8        ImmediateSize;  ///< Bytes in the encoding
-  UINT64       Immediate;      ///< Sign-extended to 64 bits, except INT n and bit offsets (BT ...): zero-extended
+  UINT8        ImmediateSize;  ///< Bytes in the encoding; 0 of a shift by 1
+  UINT64       Immediate;      ///< Sign-extended to 64 bits, except INT n, bit offsets and shifts: zero-extended
+  UINT8        Condition;      ///< Of SETcc: the low four bits of the opcode
   HV_DECODE_REASON    Reason;
 } HV_INSN;
 
@@ -186,29 +195,26 @@ HvDecode (
   );
 
 /**
-  Computes the linear address of a memory operand.
-
-  The effective address has the instruction's address size; outside 64-bit code the linear address has 32 bits. The bit
-  offset of BT, BTS, BTR and BTC with a register is not added.
+  Computes the effective address of a memory operand, with the instruction's address size.
 
   @par Context: Any
 
-  @param[in] Insn         The instruction.
-  @param[in] Memory       &Insn->Memory or &Insn->Source.
-  @param[in] Gpr          The 16 general registers in the order of their encoding (RAX, RCX, RDX, RBX, RSP, ...).
-  @param[in] Rip          Address of the instruction's first byte.
-  @param[in] SegmentBase  Base of the segment Memory->Segment; in 64-bit code 0 unless it is FS or GS.
+  @param[in] Insn    The instruction.
+  @param[in] Memory  &Insn->Memory or &Insn->Source.
+  @param[in] Gpr     The 16 general registers in the order of their encoding (RAX, RCX, RDX, RBX, RSP, ...).
+  @param[in] Rip     Address of the instruction's first byte.
+  @param[in] Addend  What is added before it is cut to the address size; 0, or for the bit offset of BT, BTS, BTR, BTC.
 
-  @return The linear address.
+  @return The offset in the segment Memory->Segment.
 **/
 UINT64
 EFIAPI
-HvInsnLinear (
+HvInsnOffset (
   IN CONST HV_INSN    *Insn,
   IN CONST HV_MEMORY  *Memory,
   IN CONST UINT64     *Gpr,
   IN UINT64           Rip,
-  IN UINT64           SegmentBase
+  IN UINT64           Addend
   );
 
 /**

@@ -19,6 +19,7 @@
 #define HV_REX_R  0x04u
 #define HV_REX_W  0x08u
 
+#define HV_REG_CX  1
 #define HV_REG_SP  4
 #define HV_REG_BP  5
 #define HV_REG_SI  6
@@ -35,6 +36,8 @@ typedef enum {
   HvEI,      ///< r/m, immediate of the operand's size, at most 4 bytes
   HvEIb,     ///< r/m, sign-extended byte
   HvEUb,     ///< r/m, unsigned byte
+  HvE1,      ///< r/m, 1
+  HvECl,     ///< r/m, CL
   HvE,       ///< r/m
   HvAO,      ///< accumulator, memory at an address in the instruction
   HvOA,      ///< the same, stored
@@ -62,6 +65,7 @@ typedef enum {
 #define HV_ROW_SOURCE32  0x0800u  // r/m has 32 bits, or 16 if the operand has 16
 #define HV_ROW_WORD      0x1000u  // r/m is a word, as a register too
 #define HV_ROW_WORDMEM   0x2000u  // r/m is a word if it is memory
+#define HV_ROW_NOT16     0x4000u  // The operand has 32 or 64 bits
 
 typedef struct {
   UINT8     Op;
@@ -73,6 +77,12 @@ typedef enum {
   HvGroup1Byte,    ///< 80, 82
   HvGroup1,        ///< 81
   HvGroup1Short,   ///< 83
+  HvGroup2ByteUb,  ///< C0
+  HvGroup2Ub,      ///< C1
+  HvGroup2Byte1,   ///< D0
+  HvGroup21,       ///< D1
+  HvGroup2ByteCl,  ///< D2
+  HvGroup2Cl,      ///< D3
   HvGroup3Byte,    ///< F6
   HvGroup3,        ///< F7
   HvGroup4,        ///< FE
@@ -123,12 +133,18 @@ STATIC CONST HV_ROW  mOneByte[256] = {
   [0xAB] = { HvOpStos,        HvYA, 0 },
   [0xAC] = { HvOpLods,        HvAX, HV_ROW_BYTE },
   [0xAD] = { HvOpLods,        HvAX, 0 },
+  [0xC0] = { HvGroup2ByteUb,  HvNo, HV_ROW_GROUP },
+  [0xC1] = { HvGroup2Ub,      HvNo, HV_ROW_GROUP },
   [0xC6] = { HvGroup11Byte,   HvNo, HV_ROW_GROUP },
   [0xC7] = { HvGroup11,       HvNo, HV_ROW_GROUP },
   [0xCC] = { HvOpInt3,        HvNo, 0 },
   [0xCD] = { HvOpInt,         HvUb, 0 },
   [0xCE] = { HvOpInto,        HvNo, HV_ROW_NOT64 },
   [0xCF] = { HvOpIret,        HvNo, 0 },
+  [0xD0] = { HvGroup2Byte1,   HvNo, HV_ROW_GROUP },
+  [0xD1] = { HvGroup21,       HvNo, HV_ROW_GROUP },
+  [0xD2] = { HvGroup2ByteCl,  HvNo, HV_ROW_GROUP },
+  [0xD3] = { HvGroup2Cl,      HvNo, HV_ROW_GROUP },
   [0xF1] = { HvOpIcebp,       HvNo, 0 },
   [0xF4] = { HvOpHlt,         HvNo, 0 },
   [0xF6] = { HvGroup3Byte,    HvNo, HV_ROW_GROUP },
@@ -150,6 +166,22 @@ STATIC CONST HV_ROW  mTwoByte[256] = {
   [0x31] = { HvOpRdtsc,     HvNo,  0 },
   [0x32] = { HvOpRdmsr,     HvNo,  0 },
   [0x33] = { HvOpRdpmc,     HvNo,  0 },
+  [0x90] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x91] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x92] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x93] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x94] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x95] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x96] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x97] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x98] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x99] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x9A] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x9B] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x9C] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x9D] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x9E] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
+  [0x9F] = { HvOpSetcc,     HvE,   HV_ROW_BYTE },
   [0xA2] = { HvOpCpuid,     HvNo,  0 },
   [0xA3] = { HvOpBt,        HvEG,  0 },
   [0xAA] = { HvOpRsm,       HvNo,  0 },
@@ -164,7 +196,8 @@ STATIC CONST HV_ROW  mTwoByte[256] = {
   [0xBE] = { HvOpMovsx,     HvGE,  HV_ROW_SOURCE8 },
   [0xBF] = { HvOpMovsx,     HvGE,  HV_ROW_SOURCE16 },
   [0xC0] = { HvOpXadd,      HvEG,  HV_ROW_BYTE | HV_ROW_LOCK },
-  [0xC1] = { HvOpXadd,      HvEG,  HV_ROW_LOCK }
+  [0xC1] = { HvOpXadd,      HvEG,  HV_ROW_LOCK },
+  [0xC3] = { HvOpMovStoreReg, HvEG, HV_ROW_MEMORY | HV_ROW_NO_66 | HV_ROW_NOT16 }  // MOVNTI
 };
 
 #define HV_GROUP1_ROWS(Form, Flags) \
@@ -177,6 +210,18 @@ STATIC CONST HV_ROW  mTwoByte[256] = {
     { HvOpSub, Form, (Flags) | HV_ROW_LOCK }, \
     { HvOpXor, Form, (Flags) | HV_ROW_LOCK }, \
     { HvOpCmp, Form, (Flags) } \
+  }
+
+#define HV_GROUP2_ROWS(Form, Flags) \
+  { \
+    { HvOpRol, Form, (Flags) }, \
+    { HvOpRor, Form, (Flags) }, \
+    { HvOpRcl, Form, (Flags) }, \
+    { HvOpRcr, Form, (Flags) }, \
+    { HvOpShl, Form, (Flags) }, \
+    { HvOpShr, Form, (Flags) }, \
+    { HvOpShl, Form, (Flags) }, \
+    { HvOpSar, Form, (Flags) } \
   }
 
 #define HV_GROUP3_ROWS(Flags) \
@@ -197,6 +242,12 @@ STATIC CONST HV_ROW  mGroups[HvGroupMax][8] = {
   [HvGroup1Byte]  = HV_GROUP1_ROWS (HvEI, HV_ROW_BYTE),
   [HvGroup1]      = HV_GROUP1_ROWS (HvEI, 0),
   [HvGroup1Short] = HV_GROUP1_ROWS (HvEIb, 0),
+  [HvGroup2ByteUb] = HV_GROUP2_ROWS (HvEUb, HV_ROW_BYTE),
+  [HvGroup2Ub]     = HV_GROUP2_ROWS (HvEUb, 0),
+  [HvGroup2Byte1]  = HV_GROUP2_ROWS (HvE1,  HV_ROW_BYTE),
+  [HvGroup21]      = HV_GROUP2_ROWS (HvE1,  0),
+  [HvGroup2ByteCl] = HV_GROUP2_ROWS (HvECl, HV_ROW_BYTE),
+  [HvGroup2Cl]     = HV_GROUP2_ROWS (HvECl, 0),
   [HvGroup3Byte]  = HV_GROUP3_ROWS (HV_ROW_BYTE),
   [HvGroup3]      = HV_GROUP3_ROWS (0),
   [HvGroup4]      = HV_GROUP45_ROWS (HV_ROW_BYTE),
@@ -644,6 +695,7 @@ HvHasModRm (
   switch (Row->Operands) {
     case HvEG:
     case HvGE:
+    case HvE:
     case HvCR:
     case HvRC:
     case HvDR:
@@ -778,6 +830,8 @@ HvTakeOperands (
     Insn->OperandSize = 1;
   } else if (((Row->Flags & HV_ROW_WORD) != 0) || (((Row->Flags & HV_ROW_WORDMEM) != 0) && (Decoder->Mod != 3))) {
     Insn->OperandSize = 2;
+  } else if ((Row->Flags & HV_ROW_NOT16) != 0) {
+    Insn->OperandSize = MAX (Insn->OperandSize, 4);
   }
 
   Insn->SourceSize = Insn->OperandSize;
@@ -810,6 +864,18 @@ HvTakeOperands (
 
       ImmediateSize = (Row->Operands == HvEI) ? MIN (Insn->OperandSize, 4) : 1;
       return HvTakeImmediate (Decoder, ImmediateSize, (BOOLEAN)(Row->Operands != HvEUb));
+
+    case HvE1:
+      Insn->Form         = HvFormRmImm;
+      Insn->HasImmediate = TRUE;
+      Insn->Immediate    = 1;
+      return HvTakeRm (Decoder, Row);
+
+    case HvECl:
+      Insn->Form   = HvFormRmReg;
+      Insn->HasReg = TRUE;
+      Insn->Reg    = HV_REG_CX;
+      return HvTakeRm (Decoder, Row);
 
     case HvAO:
     case HvOA:
@@ -890,7 +956,8 @@ HvFindRow (
     }
   }
 
-  *Row = Escape ? mTwoByte[Opcode] : mOneByte[Opcode];
+  Decoder->Insn->Condition = (UINT8)(Opcode & 0x0F);
+  *Row                     = Escape ? mTwoByte[Opcode] : mOneByte[Opcode];
   if (HvHasModRm (Row)) {
     Reason = HvTakeModRm (Decoder);
     if (Reason != HvDecodeOk) {
@@ -999,29 +1066,28 @@ HvCut (
 
 UINT64
 EFIAPI
-HvInsnLinear (
+HvInsnOffset (
   IN CONST HV_INSN    *Insn,
   IN CONST HV_MEMORY  *Memory,
   IN CONST UINT64     *Gpr,
   IN UINT64           Rip,
-  IN UINT64           SegmentBase
+  IN UINT64           Addend
   )
 {
-  UINT64  Address;
+  UINT64  Offset;
 
-  Address = Memory->Displacement;
+  Offset = Memory->Displacement + Addend;
   if (Memory->Base == HV_REG_RIP) {
-    Address += Rip + Insn->Length;
+    Offset += Rip + Insn->Length;
   } else if (Memory->Base != HV_REG_NONE) {
-    Address += Gpr[Memory->Base];
+    Offset += Gpr[Memory->Base];
   }
 
   if (Memory->Index != HV_REG_NONE) {
-    Address += Gpr[Memory->Index] * Memory->Scale;
+    Offset += Gpr[Memory->Index] * Memory->Scale;
   }
 
-  Address = HvCut (Address, Insn->AddressSize) + SegmentBase;
-  return (Insn->Mode == 64) ? Address : HvCut (Address, 4);
+  return HvCut (Offset, Insn->AddressSize);
 }
 
 UINT64

@@ -20,12 +20,18 @@ SLOT = 16
 IP = 0x1234_5000
 MODES = (16, 32, 64)
 
+# SDM volume 1, table B-1, in the order of the condition's four bits.
+CONDITIONS = "SETO SETNO SETB SETAE SETE SETNE SETBE SETA SETS SETNS SETP SETNP SETL SETGE SETLE SETG".split()
+SHIFTS = ("HvOpRol", "HvOpRor", "HvOpRcl", "HvOpRcr", "HvOpShl", "HvOpShr", "HvOpSar")
+
 # What iced calls our operations.
 MNEMONICS = {
-    "HvOpMovStoreReg": "MOV",
+    "HvOpMovStoreReg": "MOV MOVNTI",
     "HvOpMovStoreImm": "MOV",
     "HvOpMovLoad": "MOV",
     "HvOpMovsx": "MOVSX MOVSXD",
+    "HvOpShl": "SHL SAL",
+    "HvOpSetcc": " ".join(CONDITIONS),
     "HvOpStos": "STOSB STOSW STOSD STOSQ",
     "HvOpMovs": "MOVSB MOVSW MOVSD MOVSQ",
     "HvOpLods": "LODSB LODSW LODSD LODSQ",
@@ -168,9 +174,12 @@ class Referee:
         if reg is not None:
             assert theirs.op_kind(reg) == OpKind.REGISTER, where
             number, size, high = REGISTERS[theirs.op_register(reg)]
-            assert (ours.Reg, bool(ours.RegHigh)) == (number, high) and size in (0, ours.OperandSize), where
+            sizes = (1,) if name in SHIFTS else (0, ours.OperandSize)
+            assert (ours.Reg, bool(ours.RegHigh)) == (number, high) and size in sizes, where
         if immediate is not None:
             self._same_immediate(theirs, immediate, name, where)
+        if name == "HvOpSetcc":
+            assert theirs.mnemonic == getattr(Mnemonic, CONDITIONS[ours.Condition]), where
         if form == "HvFormRmImm" or name in ("HvOpNot", "HvOpNeg", "HvOpInc", "HvOpDec", "HvOpSmsw", "HvOpLmsw"):
             assert ours.OperandSize == ours.SourceSize, where
 
@@ -198,10 +207,8 @@ class Referee:
             if memory.Index != 0xFF:
                 assert memory.Scale == theirs.memory_index_scale, where
         assert displacement & mask == theirs.memory_displacement & mask, where
-        gpr = [0] * 16
-        rip = IP
-        linear = self.hv.lib.HvInsnLinear(ours, self.hv.ffi.addressof(ours, "Memory"), gpr, rip, 0)
-        assert linear == theirs.memory_displacement & mask & (2**64 - 1 if ours.Mode == 64 else 2**32 - 1), where
+        offset = self.hv.lib.HvInsnOffset(ours, self.hv.ffi.addressof(ours, "Memory"), [0] * 16, IP, 0)
+        assert offset == theirs.memory_displacement & mask, where
 
     def _same_segment(self, number: int, theirs: int, where: str) -> None:
         # In 64-bit code CS, DS, ES and SS are all the same; iced names an override that has no effect.
@@ -218,7 +225,10 @@ class Referee:
         ours = self.insn
         bits = 8 * ours.ImmediateSize
         value = ours.Immediate & (1 << bits) - 1
-        if name in ("HvOpInt", "HvOpBt", "HvOpBts", "HvOpBtr", "HvOpBtc"):
+        if bits == 0:
+            assert name in SHIFTS and ours.Immediate == 1 == theirs.immediate(operand), where
+            return
+        if name in (*SHIFTS, "HvOpInt", "HvOpBt", "HvOpBts", "HvOpBtr", "HvOpBtc"):
             assert bits == 8 and ours.Immediate == value == theirs.immediate(operand), where
             return
         signed = value - (1 << bits) if value >> (bits - 1) else value
@@ -368,31 +378,24 @@ def test_bad_parameters(hv: HostLibrary, referee: Referee) -> None:
 U64 = st.integers(0, 2**64 - 1)
 
 
-@given(gpr=st.lists(U64, min_size=16, max_size=16), rip=U64, base=U64, data=st.binary(min_size=8, max_size=8))
-def test_linear_address(referee: Referee, gpr: list[int], rip: int, base: int, data: bytes) -> None:
+@given(gpr=st.lists(U64, min_size=16, max_size=16), rip=U64, addend=U64, data=st.binary(min_size=8, max_size=8))
+def test_effective_address(referee: Referee, gpr: list[int], rip: int, addend: int, data: bytes) -> None:
     for mode, size in itertools.product(MODES, (b"", b"\x67")):
         chunk = size + b"\x89" + bytes([data[0] & 0xBF if data[0] >> 6 == 3 else data[0]]) + data[1:] + b"\0" * 8
         assert referee.ours(chunk[:15], mode) == "SUCCESS"
         insn = referee.insn
-        linear = referee.hv.lib.HvInsnLinear(insn, referee.hv.ffi.addressof(insn, "Memory"), gpr, rip, base)
+        offset = referee.hv.lib.HvInsnOffset(insn, referee.hv.ffi.addressof(insn, "Memory"), gpr, rip, addend)
         instruction = iced_x86.Decoder(mode, chunk, ip=rip).decode()
-
-        def value(register: int, index: int, size: int, gpr: list[int] = gpr) -> int:
-            if register in SEGMENTS:
-                return base
-            number, width, _ = REGISTERS[register]
-            return gpr[number] & (1 << 8 * width) - 1
-
-        if instruction.is_ip_rel_memory_operand:
-            address = instruction.memory_displacement
-        else:
-            address = instruction.memory_displacement
-            if instruction.memory_base != Register.NONE:
-                address += value(instruction.memory_base, 0, 0)
-            if instruction.memory_index != Register.NONE:
-                address += value(instruction.memory_index, 0, 0) * instruction.memory_index_scale
-        address &= (1 << 8 * insn.AddressSize) - 1
-        assert linear == (address + base) % (2**64 if mode == 64 else 2**32)
+        address = instruction.memory_displacement
+        if not instruction.is_ip_rel_memory_operand:
+            for register, scale in (
+                (instruction.memory_base, 1),
+                (instruction.memory_index, instruction.memory_index_scale),
+            ):
+                if register != Register.NONE:
+                    number, width, _ = REGISTERS[register]
+                    address += (gpr[number] & (1 << 8 * width) - 1) * scale
+        assert offset == (address + addend) & (1 << 8 * insn.AddressSize) - 1
 
 
 @given(

@@ -11,11 +11,12 @@ from elftools.elf.sections import SymbolTableSection
 
 from tests.unit.c.host import LIBRARIES, ROOT, run_gcc
 
-# What the libraries may take from MdePkg, and the library class that an .inf has to name for it.
+# What the libraries may take from MdePkg or from one another, and the library class that an .inf has to name for it.
 IMPORTS = {
     "ZeroMem": "BaseMemoryLib",
     "InterlockedCompareExchange32": "SynchronizationLib",
     "InterlockedCompareExchange64": "SynchronizationLib",
+    **dict.fromkeys(("HvInsnOffset", "HvInsnReadRegister", "HvInsnWriteRegister"), "HvDecodeLib"),
 }
 
 
