@@ -25,10 +25,9 @@ typedef enum {
 } HV_EMULATE_RESULT;
 
 typedef struct {
-  UINT8      Vector;
-  BOOLEAN    HasErrorCode;
-  UINT32     ErrorCode;
-  UINT64     Cr2;           ///< Of a page fault
+  UINT8     Vector;
+  UINT32    ErrorCode;  ///< Where the mode has error codes
+  UINT64    Cr2;        ///< Of a page fault
 } HV_EMULATE_FAULT;
 
 /**

@@ -6,6 +6,41 @@
 
 #include "CoreInternal.h"
 
+///
+/// Carries out a write to a register of the local APIC.
+///
+STATIC
+VOID
+WriteRegister (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT32   Offset,
+  IN     UINT32   Value
+  )
+{
+  UINT64  Icr;
+
+  switch (Offset) {
+    case HV_APIC_REG_ICR_LOW:
+      Icr = LShiftU64 (HvHostApicRead (Cpu, HV_APIC_REG_ICR_HIGH), 32) | Value;
+      if (!HvCoreInterruptCommand (Cpu, Icr)) {
+        HvHostApicWrite (Cpu, Offset, Value);
+      }
+
+      // An INIT may have been for this processor too.
+      HvCoreMail (Cpu, Vcpu);
+      return;
+    case HV_APIC_REG_LDR:
+      Cpu->Apic.Ldr = Value;
+      break;
+    case HV_APIC_REG_DFR:
+      Cpu->Apic.Dfr = Value;
+      break;
+  }
+
+  HvHostApicWrite (Cpu, Offset, Value);
+}
+
 VOID
 HvCoreOsStarted (
   IN OUT HV_CPU  *Cpu
@@ -53,11 +88,10 @@ HvOnApicWrite (
   IN     HV_EXIT  *Exit
   )
 {
-  HV_INSN   Insn;
-  HV_EVENT  Event;
-  UINT64    Value;
-  UINT32    Offset;
-  UINT32    Old;
+  HV_INSN        Insn;
+  HV_EVENT       Event;
+  HV_APIC_STORE  Store;
+  UINT64         Value;
 
   if (((Exit->FaultFlags & HV_FAULT_TABLE) != 0) || Cpu->Host->Ops->EventQueued (Vcpu, &Event)) {
     HV_LOG_GUEST (Cpu, NpfUnexpected, Exit->Gpa, Exit->Info1, Vcpu->Regs.Rip);
@@ -69,45 +103,18 @@ HvOnApicWrite (
     return;
   }
 
-  Offset = (UINT32)(Exit->Gpa & EFI_PAGE_MASK);
-  if (Cpu->X2Apic) {
-    // The page is not the APIC's then: writes go nowhere.
-    Old = MAX_UINT32;
-  } else if ((Insn.Op == HvOpMovStoreReg) || (Insn.Op == HvOpMovStoreImm)) {
-    Old = 0; // a store alone must not read: some registers change by it
-  } else {
-    Old = HvHostApicRead (Cpu, Offset & ~3U);
-  }
-
-  // Registers are 32 bits wide and have to be accessed so (SDM volume 3, 10.4.1; APM2 16.3.2).
-  if ((Insn.OperandSize != sizeof (UINT32)) || !HvCoreStore (Vcpu, &Insn, Old, &Value)) {
-    HV_LOG_GUEST (Cpu, DecodeFailed, Vcpu->Regs.Rip, Insn.Op, HV_STR ("a store to the local APIC that is not carried out"));
-    HvCoreRaise (Vcpu, HV_VECTOR_GP);
+  Store.Offset  = (UINT32)(Exit->Gpa & EFI_PAGE_MASK);
+  Store.Written = FALSE;
+  if (HvEmulateStoredValue (&Insn, &Vcpu->Regs, &Value) && HvCoreIsWhole (Exit, Insn.OperandSize)) {
+    // What nearly every write is: a MOV.
+    HvCoreRetire (Cpu, Vcpu, Exit, Insn.Length);
+    Store.Written = HvCoreIsApicAccess (Cpu, Store.Offset, Insn.OperandSize);
+    Store.Value   = (UINT32)Value;
+  } else if (!HvCoreEmulate (Cpu, Vcpu, Exit, &Insn, 1, &Store)) {
     return;
   }
 
-  HvCoreRetire (Cpu, Vcpu, Exit, Insn.Length);
-  if (Cpu->X2Apic) {
-    return;
+  if (Store.Written) {
+    WriteRegister (Cpu, Vcpu, Store.Offset, Store.Value);
   }
-
-  switch (Offset) {
-    case HV_APIC_REG_ICR_LOW:
-      Value |= LShiftU64 (HvHostApicRead (Cpu, HV_APIC_REG_ICR_HIGH), 32);
-      if (!HvCoreInterruptCommand (Cpu, Value)) {
-        HvHostApicWrite (Cpu, Offset, (UINT32)Value);
-      }
-
-      // An INIT may have been for this processor too.
-      HvCoreMail (Cpu, Vcpu);
-      return;
-    case HV_APIC_REG_LDR:
-      Cpu->Apic.Ldr = (UINT32)Value;
-      break;
-    case HV_APIC_REG_DFR:
-      Cpu->Apic.Dfr = (UINT32)Value;
-      break;
-  }
-
-  HvHostApicWrite (Cpu, Offset, (UINT32)Value);
 }

@@ -12,6 +12,7 @@
 #include <Library/HvConsoleLib.h>
 #include <Library/HvCoreLib.h>
 #include <Library/HvDecodeLib.h>
+#include <Library/HvEmulateLib.h>
 #include <Library/HvGuestWalkLib.h>
 #include <Library/HvHostLib.h>
 #include <Library/HvSleepLib.h>
@@ -396,6 +397,48 @@ HvCoreReadGuest (
   );
 
 /**
+  What HvGuestWalkLib has to know of the guest.
+
+  @param[in]  Vcpu    The virtual processor.
+  @param[in]  State   Its HV_STATE_CONTROL and HV_STATE_PDPTE.
+  @param[out] Paging  The same for a walk.
+
+  @par Context: Host
+**/
+VOID
+HvCoreGuestPaging (
+  IN  CONST HV_VCPU        *Vcpu,
+  IN  CONST HV_VCPU_STATE  *State,
+  OUT HV_GUEST_PAGING      *Paging
+  );
+
+/**
+  Queues a page fault for the guest.
+
+  @param[in] ErrorCode  HV_PF_*.
+  @param[in] Cr2        The linear address.
+
+  @par Context: Host
+**/
+VOID
+HvCoreRaisePageFault (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT32   ErrorCode,
+  IN     UINT64   Cr2
+  );
+
+/**
+  Ends a part of an instruction that was carried out for the guest, such as an element of a repeated string instruction:
+  RF, interrupt shadow, single step.
+
+  @par Context: Host
+**/
+VOID
+HvCoreRetireInPlace (
+  IN OUT HV_VCPU  *Vcpu
+  );
+
+/**
   Ends an instruction that was carried out for the guest: RIP, RF, interrupt shadow, single step.
 
   @param[in] Length  Bytes of the instruction, 0 if it is not known yet.
@@ -475,23 +518,77 @@ HvCoreIsHostMemory (
   );
 
 /**
-  The operand that a store would write, for the stores that HvCore carries out.
+  Whether there is memory at an address, the host's block included.
 
-  @param[in]  Insn     The instruction.
-  @param[in]  Old      What is in memory.
-  @param[out] Value    What the instruction writes.
+  @par Context: Any
+**/
+BOOLEAN
+HvCoreIsRam (
+  IN CONST HV_HOST  *Host,
+  IN UINT64         Address
+  );
 
-  @retval TRUE   Value is set, and registers and flags are as after the instruction.
-  @retval FALSE  The instruction is not one of them.
+///
+/// A write to a register of the local APIC that an emulated instruction does.
+///
+typedef struct {
+  BOOLEAN    Written;
+  UINT32     Offset;
+  UINT32     Value;
+} HV_APIC_STORE;
+
+/**
+  Carries out the guest's instruction and retires it, or queues the exception that it raises. What cannot be carried out
+  is logged and gets #GP.
+
+  @param[in,out] Cpu      This processor.
+  @param[in,out] Vcpu     The virtual processor that it holds.
+  @param[in]     Exit     What the backend made of the exit.
+  @param[in]     Insn     The instruction.
+  @param[in]     Repeats  Of a repeated string instruction, the most elements.
+  @param[in,out] Store    Written is set if a register of the local APIC is to be written: by the caller. NULL: it is not.
+
+  @retval TRUE   Done, or as many elements as were asked for.
+  @retval FALSE  An exception is queued.
 
   @par Context: Host
 **/
 BOOLEAN
-HvCoreStore (
+HvCoreEmulate (
+  IN OUT HV_CPU         *Cpu,
   IN OUT HV_VCPU        *Vcpu,
+  IN     HV_EXIT        *Exit,
   IN     CONST HV_INSN  *Insn,
-  IN     UINT64         Old,
-  OUT    UINT64         *Value
+  IN     UINT32         Repeats,
+  IN OUT HV_APIC_STORE  *Store OPTIONAL
+  );
+
+/**
+  Whether an access to the local APIC's page is one to a register.
+
+  @param[in] Offset  In the page.
+  @param[in] Size    In bytes.
+
+  @par Context: Host
+**/
+BOOLEAN
+HvCoreIsApicAccess (
+  IN CONST HV_CPU  *Cpu,
+  IN UINT32        Offset,
+  IN UINTN         Size
+  );
+
+/**
+  Whether an operand is certainly on the page of the nested fault alone, from its address on.
+
+  @param[in] Size  Of the operand, in bytes.
+
+  @par Context: Host
+**/
+BOOLEAN
+HvCoreIsWhole (
+  IN CONST HV_EXIT  *Exit,
+  IN UINTN          Size
   );
 
 #endif // HV_CORE_INTERNAL_H_

@@ -6,21 +6,18 @@
 
 #include "CoreInternal.h"
 
-///
-/// The page fault that the fetch of an instruction raises now: another processor may have changed the tables since.
-///
-STATIC
 VOID
-RaisePageFault (
-  IN OUT HV_VCPU              *Vcpu,
-  IN     CONST HV_PAGE_FAULT  *Fault
+HvCoreRaisePageFault (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT32   ErrorCode,
+  IN     UINT64   Cr2
   )
 {
   HV_VCPU_STATE  State;
 
-  State.Cr2 = Fault->Cr2;
+  State.Cr2 = Cr2;
   Vcpu->Cpu->Host->Ops->StateSet (Vcpu, HV_STATE_CR2, &State);
-  HvCoreRaiseWithCode (Vcpu, HV_VECTOR_PF, Fault->ErrorCode);
+  HvCoreRaiseWithCode (Vcpu, HV_VECTOR_PF, ErrorCode);
 }
 
 RETURN_STATUS
@@ -33,7 +30,6 @@ HvCoreReadGuest (
   )
 {
   CONST HV_HOST  *Host;
-  UINT32         Index;
 
   Host = Context;
   if (HvCoreIsHostMemory (Host, Gpa)) {
@@ -42,14 +38,32 @@ HvCoreReadGuest (
   }
 
   // Only memory: a read of a device register may do something.
-  for (Index = 0; Index < Host->RamCount; Index++) {
-    if ((Gpa >= Host->Ram[Index].Base) && (Gpa < Host->Ram[Index].End)) {
-      CopyMem (Buffer, (VOID *)(UINTN)Gpa, Size);
-      return RETURN_SUCCESS;
-    }
+  if (!HvCoreIsRam (Host, Gpa)) {
+    return RETURN_DEVICE_ERROR;
   }
 
-  return RETURN_DEVICE_ERROR;
+  CopyMem (Buffer, (VOID *)(UINTN)Gpa, Size);
+  return RETURN_SUCCESS;
+}
+
+VOID
+HvCoreGuestPaging (
+  IN  CONST HV_VCPU        *Vcpu,
+  IN  CONST HV_VCPU_STATE  *State,
+  OUT HV_GUEST_PAGING      *Paging
+  )
+{
+  ZeroMem (Paging, sizeof (*Paging));
+  Paging->Cr0         = State->Cr0;
+  Paging->Cr3         = State->Cr3;
+  Paging->Cr4         = State->Cr4;
+  Paging->Efer        = State->Efer;
+  Paging->Rflags      = Vcpu->Regs.Rflags;
+  Paging->Cpl         = State->Cpl;
+  Paging->AddressBits = Vcpu->Cpu->Host->AddressBits;
+  Paging->Page1G      = TRUE;
+  Paging->PdpteLoaded = State->PdpteLoaded;
+  CopyMem (Paging->Pdpte, State->Pdpte, sizeof (Paging->Pdpte));
 }
 
 STATIC
@@ -114,20 +128,11 @@ HvCoreDecode (
   if (Count > 0) {
     CopyMem (Bytes, Exit->Fetched, Count);
   } else {
-    ZeroMem (&Paging, sizeof (Paging));
-    Paging.Cr0         = State.Cr0;
-    Paging.Cr3         = State.Cr3;
-    Paging.Cr4         = State.Cr4;
-    Paging.Efer        = State.Efer;
-    Paging.Rflags      = Vcpu->Regs.Rflags;
-    Paging.Cpl         = State.Cpl;
-    Paging.AddressBits = Cpu->Host->AddressBits;
-    Paging.Page1G      = TRUE;
-    Paging.PdpteLoaded = State.PdpteLoaded;
-    CopyMem (Paging.Pdpte, State.Pdpte, sizeof (Paging.Pdpte));
-    Status             = HvGuestFetch (&Paging, Linear, HvCoreReadGuest, Cpu->Host, Bytes, &Count, &Fault);
+    HvCoreGuestPaging (Vcpu, &State, &Paging);
+    Status = HvGuestFetch (&Paging, Linear, HvCoreReadGuest, Cpu->Host, Bytes, &Count, &Fault);
     if (Status == RETURN_ACCESS_DENIED) {
-      RaisePageFault (Vcpu, &Fault);
+      // Another processor may have changed the tables since.
+      HvCoreRaisePageFault (Vcpu, Fault.ErrorCode, Fault.Cr2);
       return FALSE;
     }
 
@@ -140,7 +145,7 @@ HvCoreDecode (
 
   Status = HvDecode (Bytes, Count, Mode, Insn);
   if ((Status == RETURN_BUFFER_TOO_SMALL) && (Fault.Cr2 != 0)) {
-    RaisePageFault (Vcpu, &Fault);
+    HvCoreRaisePageFault (Vcpu, Fault.ErrorCode, Fault.Cr2);
     return FALSE;
   }
 
@@ -161,11 +166,8 @@ HvCoreRetire (
   IN     UINT8    Length
   )
 {
-  CONST HV_BACKEND_OPS  *Ops;
-  HV_VCPU_STATE         State;
-  HV_INSN               Insn;
+  HV_INSN  Insn;
 
-  Ops = Cpu->Host->Ops;
   if (Exit->NextRip != 0) {
     Vcpu->Regs.Rip = Exit->NextRip;
   } else {
@@ -180,6 +182,18 @@ HvCoreRetire (
     Vcpu->Regs.Rip += Length;
   }
 
+  HvCoreRetireInPlace (Vcpu);
+}
+
+VOID
+HvCoreRetireInPlace (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  CONST HV_BACKEND_OPS  *Ops;
+  HV_VCPU_STATE         State;
+
+  Ops                = Vcpu->Cpu->Host->Ops;
   Vcpu->Regs.Rflags &= ~(UINT64)HV_RFLAGS_RF;
   Ops->StateGet (Vcpu, HV_STATE_EVENTS, &State);
   if (State.InterruptShadow) {
@@ -190,84 +204,4 @@ HvCoreRetire (
   if (((Vcpu->Regs.Rflags & HV_RFLAGS_TF) != 0) && (!Vcpu->NmiStepping || Vcpu->StepGuestTf)) {
     Ops->StepTrap (Vcpu);
   }
-}
-
-STATIC
-VOID
-SetLogicFlags (
-  IN OUT HV_VCPU  *Vcpu,
-  IN     UINT64   Value,
-  IN     UINT8    Size
-  )
-{
-  UINT64  Flags;
-  UINT8   Low;
-
-  Low   = (UINT8)Value;
-  Low  ^= Low >> 4;
-  Low  ^= Low >> 2;
-  Low  ^= Low >> 1;
-  Flags = Vcpu->Regs.Rflags & ~(HV_RFLAGS_CF | HV_RFLAGS_OF | HV_RFLAGS_SF | HV_RFLAGS_ZF | HV_RFLAGS_PF);
-  if ((Low & 1) == 0) {
-    Flags |= HV_RFLAGS_PF;
-  }
-
-  if (Value == 0) {
-    Flags |= HV_RFLAGS_ZF;
-  }
-
-  if ((Value & LShiftU64 (1, Size * 8 - 1)) != 0) {
-    Flags |= HV_RFLAGS_SF;
-  }
-
-  Vcpu->Regs.Rflags = Flags;
-}
-
-BOOLEAN
-HvCoreStore (
-  IN OUT HV_VCPU        *Vcpu,
-  IN     CONST HV_INSN  *Insn,
-  IN     UINT64         Old,
-  OUT    UINT64         *Value
-  )
-{
-  UINT64  *Gpr;
-  UINT64  Operand;
-  UINT64  Mask;
-
-  Gpr     = Vcpu->Regs.Index;
-  Mask    = MAX_UINT64 >> (64 - Insn->OperandSize * 8);
-  Operand = Insn->HasImmediate ? Insn->Immediate
-                               : HvInsnReadRegister (Gpr, Insn->Reg, Insn->RegHigh, Insn->OperandSize);
-  Operand &= Mask;
-  Old     &= Mask;
-
-  if (!Insn->HasMemory || ((Insn->Form != HvFormRmReg) && (Insn->Form != HvFormRmImm))) {
-    return FALSE;
-  }
-
-  switch (Insn->Op) {
-    case HvOpMovStoreReg:
-    case HvOpMovStoreImm:
-      *Value = Operand;
-      return TRUE;
-    case HvOpXchg:
-      HvInsnWriteRegister (Gpr, Insn->Reg, Insn->RegHigh, Insn->OperandSize, Old);
-      *Value = Operand;
-      return TRUE;
-    case HvOpOr:
-      *Value = Old | Operand;
-      break;
-    case HvOpAnd:
-      *Value = Old & Operand;
-      break;
-    case HvOpXor:
-      *Value = Old ^ Operand;
-      break;
-    default:
-      return FALSE;
-  }
-
-  SetLogicFlags (Vcpu, *Value, Insn->OperandSize);
-  return TRUE;
 }

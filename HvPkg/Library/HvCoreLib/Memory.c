@@ -6,6 +6,7 @@
 
 #include "CoreInternal.h"
 
+#define HOST_REPEATS        1024     ///< elements of a string instruction for one exit
 #define SIZE_ON_DEMAND  SIZE_1GB ///< a hole is filled in pieces of this size
 
 BOOLEAN
@@ -15,6 +16,23 @@ HvCoreIsHostMemory (
   )
 {
   return (BOOLEAN)(Address - Host->Base < Host->Bytes);
+}
+
+BOOLEAN
+HvCoreIsRam (
+  IN CONST HV_HOST  *Host,
+  IN UINT64         Address
+  )
+{
+  UINT32  Index;
+
+  for (Index = 0; Index < Host->RamCount; Index++) {
+    if ((Address >= Host->Ram[Index].Base) && (Address < Host->Ram[Index].End)) {
+      return TRUE;
+    }
+  }
+
+  return FALSE;
 }
 
 RETURN_STATUS
@@ -152,11 +170,9 @@ HvOnHostMemory (
     return;
   }
 
-  if (!HvCoreStore (Vcpu, &Insn, MAX_UINT64, &Value)) {
-    HV_LOG_GUEST (Cpu, DecodeFailed, Vcpu->Regs.Rip, Insn.Op, HV_STR ("a store that is not carried out"));
-    HvCoreRaise (Vcpu, HV_VECTOR_GP);
-    return;
+  if (HvEmulateStoredValue (&Insn, &Vcpu->Regs, &Value) && HvCoreIsWhole (Exit, Insn.OperandSize)) {
+    HvCoreRetire (Cpu, Vcpu, Exit, Insn.Length);
+  } else {
+    HvCoreEmulate (Cpu, Vcpu, Exit, &Insn, HOST_REPEATS, NULL);
   }
-
-  HvCoreRetire (Cpu, Vcpu, Exit, Insn.Length);
 }

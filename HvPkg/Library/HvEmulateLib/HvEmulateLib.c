@@ -106,11 +106,9 @@ Raise (
   IN     UINT64      Cr2
   )
 {
-  // Real mode pushes no error codes (SDM 21.1.4, APM2 8.6).
-  Emulate->Fault.Vector       = Vector;
-  Emulate->Fault.HasErrorCode = Emulate->Protected;
-  Emulate->Fault.ErrorCode    = ErrorCode;
-  Emulate->Fault.Cr2          = Cr2;
+  Emulate->Fault.Vector    = Vector;
+  Emulate->Fault.ErrorCode = ErrorCode;
+  Emulate->Fault.Cr2       = Cr2;
   return HvEmulateFault;
 }
 

@@ -803,6 +803,32 @@ InterlockedDecrement (
 // For the tests.
 //
 
+///
+/// Page tables that map the guest's first 512 GiB one to one, writable for everybody, in its memory.
+///
+STATIC
+UINT64
+IdentityTables (
+  VOID
+  )
+{
+  STATIC UINT64  *Tables;
+  UINTN          Index;
+
+  if (Tables == NULL) {
+    Tables    = (UINT64 *)(UINTN)HvFakeRam (2 * EFI_PAGE_SIZE);
+    Tables[0] = ((UINTN)Tables + EFI_PAGE_SIZE) | 7;
+    for (Index = 0; Index < 512; Index++) {
+      Tables[512 + Index] = (Index * SIZE_1GB) | 0x87;
+    }
+  }
+
+  gFake.Host.RamCount    = 1;
+  gFake.Host.Ram[0].Base = (UINTN)Tables;
+  gFake.Host.Ram[0].End  = (UINTN)Tables + 2 * EFI_PAGE_SIZE;
+  return (UINTN)Tables;
+}
+
 VOID
 HvFakeReset (
   IN UINT32   CpuCount,
@@ -855,6 +881,7 @@ HvFakeReset (
     gFake.Fake[Index].State.Efer                           = 0x500;      // LME, LMA
     gFake.Fake[Index].State.Cr0                            = 0x80000031; // PG, NE, ET, PE
     gFake.Fake[Index].State.Cr4                            = 0x20;       // PAE
+    gFake.Fake[Index].State.Cr3                            = IdentityTables ();
     gFake.Fake[Index].State.Dr6                            = 0xFFFF0FF0;
     gFake.Fake[Index].State.Segment[HvSegmentCs].Attributes = 0x29B;     // 64-bit code
   }
@@ -900,8 +927,8 @@ HvFakeRam (
     return 0;
   }
 
-  gFake.Host.Ram[0].Base = (UINTN)Memory;
-  gFake.Host.Ram[0].End  = (UINTN)Memory + Bytes;
-  gFake.Host.RamCount    = 1;
+  gFake.Host.Ram[gFake.Host.RamCount].Base = (UINTN)Memory;
+  gFake.Host.Ram[gFake.Host.RamCount].End  = (UINTN)Memory + Bytes;
+  gFake.Host.RamCount++;
   return (UINTN)Memory;
 }

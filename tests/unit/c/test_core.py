@@ -575,12 +575,129 @@ def test_writes_to_host_memory_are_dropped(core: Core) -> None:
         assert fake.Cpu[0].Exits[core.lib.HvExitHostMemory] == count
 
 
+HOST = 0x70000000
+ARITHMETIC = 0x8D5
+
+
+def host_write(core: Core, code: bytes, gpa: int = HOST) -> None:
+    core.run(core.exit("NestedFault", Gpa=gpa, FaultFlags=3, code=code))
+
+
 def test_an_exchange_with_host_memory_reads_ones(core: Core) -> None:
-    fake = core.reset()
-    fake.Vcpu[0].Regs.Rcx = 5
-    core.run(core.exit("NestedFault", Gpa=0x70000000, FaultFlags=3, code=b"\x48\x87\x08"))
-    assert fake.Vcpu[0].Regs.Rcx == 2**64 - 1
+    regs = core.reset().Vcpu[0].Regs
+    regs.Rcx, regs.Rax = 5, HOST
+    host_write(core, b"\x48\x87\x08")
+    assert (regs.Rcx, regs.Rip) == (2**64 - 1, 3)
     assert exception(core) is None
+
+
+def test_flags_are_those_of_memory_that_reads_ones(core: Core) -> None:
+    regs = core.reset().Vcpu[0].Regs
+    regs.Rcx, regs.Rax, regs.Rflags = 1, HOST, 2
+    host_write(core, b"\x01\x08")  # add [rax], ecx: FFFFFFFF + 1
+    assert (regs.Rip, regs.Rflags & ARITHMETIC) == (2, 0x55)  # CF PF AF ZF
+
+
+def test_a_string_of_stores_to_host_memory_ends_with_its_page(core: Core) -> None:
+    regs = core.reset().Vcpu[0].Regs
+    regs.Rcx, regs.Rdi, regs.Rip, regs.Rflags = 5000, HOST + 0x100, 0x7000, 2 | 1 << 16
+    host_write(core, b"\xf3\xaa", HOST + 0x100)
+    assert (regs.Rcx, regs.Rdi, regs.Rip, regs.Rflags) == (5000 - 1024, HOST + 0x500, 0x7000, 2)
+    for _ in range(3):
+        host_write(core, b"\xf3\xaa", int(regs.Rdi))
+    assert (regs.Rcx, regs.Rdi, regs.Rip) == (5000 - 0xF00, HOST + 0x1000, 0x7000)
+    host_write(core, b"\xf3\xaa", int(regs.Rdi))
+    host_write(core, b"\xf3\xaa", int(regs.Rdi))
+    assert (regs.Rcx, regs.Rip) == (0, 0x7002)
+    assert exception(core) is None
+
+
+def test_each_element_of_a_string_traps_when_the_guest_steps(core: Core) -> None:
+    fake = core.reset()
+    regs = fake.Vcpu[0].Regs
+    regs.Rcx, regs.Rdi, regs.Rip, regs.Rflags = 50, HOST + 0x100, 0x7000, 2 | 1 << 8
+    host_write(core, b"\xf3\xaa", HOST + 0x100)
+    assert (regs.Rcx, regs.Rip) == (49, 0x7000)
+    assert exception(core) == (DB, None)
+
+
+@pytest.mark.parametrize("code", [b"\x89\x08", b"\x87\x08"])
+@pytest.mark.parametrize("gpa", [0x1FFE, 0x2000])
+def test_the_part_of_an_operand_that_is_not_host_memory_is_written(core: Core, code: bytes, gpa: int) -> None:
+    """The fault is at the first byte of host memory: the one that the processor met first."""
+    fake = core.reset()
+    ram = int(core.lib.HvFakeRam(0x4000))
+    fake.Host.Base, fake.Host.Bytes = (ram + 0x2000, 0x1000) if gpa == 0x2000 else (ram + 0x1000, 0x1000)
+    other = 0x1FFE if gpa == 0x2000 else 0x2000
+    memory = core.ffi.cast("uint8_t *", ram)
+    regs = fake.Vcpu[0].Regs
+    regs.Rax, regs.Rcx = ram + 0x1FFE, 0x44332211
+    host_write(core, code, ram + gpa)
+    assert exception(core) is None
+    assert bytes(memory[other : other + 2]) == (b"\x11\x22" if other == 0x1FFE else b"\x33\x44")
+    assert bytes(memory[gpa : gpa + 2]) == b"\0\0"
+    if code == b"\x87\x08":
+        assert regs.Rcx == (0xFFFF0000 if gpa == 0x2000 else 0x0000FFFF)
+
+
+def tables(core: Core) -> CData:
+    """The guest's PML4, and from index 512 on its PDPT with pages of 1 GiB."""
+    return core.ffi.cast("UINT64 *", core.lib.gFake.Fake[0].State.Cr3)
+
+
+@pytest.mark.parametrize(
+    ("entry", "cpl", "error"), [(0, 0, 2), (5 | 1 << 7, 3, 7), (3 | 1 << 7, 3, 7), (0x27 | 1 << 7 | 1 << 40, 0, 11)]
+)
+def test_what_the_guests_own_tables_forbid_is_its_page_fault(core: Core, entry: int, cpl: int, error: int) -> None:
+    """The exit came before the other processor changed the tables, or the operand has a second page."""
+    fake = core.reset()
+    regs = fake.Vcpu[0].Regs
+    regs.Rax, regs.Rcx, regs.Rip = HOST, 5, 0x7000
+    fake.Fake[0].State.Cpl = cpl
+    kept = tables(core)[512 + 1]
+    tables(core)[512 + 1] = entry | (1 << 30 if entry else 0)
+    before = registers(core)
+    host_write(core, b"\x87\x08")
+    tables(core)[512 + 1] = kept
+    assert exception(core) == (14, error)
+    assert fake.Fake[0].State.Cr2 == HOST
+    assert registers(core) == before | {"Rflags": before["Rflags"] | 1 << 16}
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "vector"), [(1 << 47, b"\x87\x08", GP), (1 << 47, b"\x48\x87\x4d\x00", 12)]
+)
+def test_an_address_that_is_not_canonical_is_refused(core: Core, address: int, code: bytes, vector: int) -> None:
+    regs = core.reset().Vcpu[0].Regs
+    regs.Rax = regs.Rbp = address
+    host_write(core, code)
+    assert exception(core) == (vector, 0)
+
+
+def test_a_segment_limit_is_kept(core: Core) -> None:
+    fake = core.reset()
+    state = fake.Fake[0].State
+    state.Segment[core.lib.HvSegmentCs].Attributes = 0x49B  # 32-bit code
+    data = state.Segment[core.lib.HvSegmentDs]
+    data.Attributes, data.Limit, data.Base = 0x493, 0x1FFF, HOST - 0x1000
+    regs = fake.Vcpu[0].Regs
+    regs.Rax, regs.Rcx = 0x1000, 5
+    host_write(core, b"\x87\x08")
+    assert (exception(core), regs.Rcx) == (None, 0xFFFFFFFF)
+    regs.Rax = 0x1FFD
+    host_write(core, b"\x87\x08")
+    assert exception(core) == (GP, 0)
+
+
+def test_an_operand_that_reaches_a_device_is_refused(core: Core) -> None:
+    fake = core.reset()
+    regs = fake.Vcpu[0].Regs
+    regs.Rax, regs.Rcx = HOST - 2, 5
+    before = registers(core)
+    host_write(core, b"\x87\x08")
+    assert exception(core) == (GP, 0)
+    assert registers(core) == before | {"Rflags": before["Rflags"] | 1 << 16}
+    assert core.text(core.log()[-1][1][2]) == "an access that is not carried out"
 
 
 def test_page_tables_in_host_memory_are_refused(core: Core) -> None:
