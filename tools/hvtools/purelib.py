@@ -119,7 +119,8 @@ class PureLibrary:
         includes = "#include <Base.h>\n"
         includes += "".join(f"#include <Library/Hv{name}Lib.h>\n" for name in names)
         includes += "".join(f'#include "{header}"\n' for header in headers)
-        own = (*(f"/Hv{name}Lib.h" for name in names), "/Hv/HvFinding.h", "/Hv/HvRegs.h", *(header.name for header in headers))
+        shared = ("/Hv/HvFinding.h", "/Hv/HvRegs.h")
+        own = (*(f"/Hv{name}Lib.h" for name in names), *shared, *(header.name for header in headers))
 
         lines = _own_lines(run_gcc("-E", "-dD", "-x", "c", "-", text=includes, flags=flags), own)
         macros = [m[1] for line in lines if (m := re.match(r"#define (HV_[A-Z0-9_]+) +\S", line))]
