@@ -317,6 +317,11 @@ CheckAndLaunch (
 
     Status = HvImageCopy (&Image);
     if (!EFI_ERROR (Status)) {
+      if (Options.Value[HvOptionTrace] != 0) {
+        ((VOID (*)(HV_HOST *, UINT32))HV_IN_COPY (&Image, HvCoreTrace))(Host, (UINT32)Options.Value[HvOptionTrace]);
+        HV_LOG (0, Trace, Host->TraceBase, Host->TraceStride, Options.Value[HvOptionTrace]);
+      }
+
       if (Options.Value[HvOptionWait] == HV_OPTION_WAIT_DEBUGGER) {
         WaitForDebugger ();
       }

@@ -406,6 +406,7 @@ HvMemoryBuild (
   UINTN            Cpus;
   UINTN            Enabled;
   UINTN            SharedPages;
+  UINTN            TracePages;
   UINTN            Pool;
   UINT64           NestedPages;
   UINT64           End;
@@ -452,8 +453,13 @@ HvMemoryBuild (
     Pool += 4 * PAGES_ON_DEMAND;
   }
 
+  TracePages = 0;
+  if (Options->Value[HvOptionTrace] != 0) {
+    TracePages = EFI_SIZE_TO_PAGES ((UINTN)HvCoreTraceBytes (Options->Value[HvOptionTrace]));
+  }
+
   mPages  = SharedPages + EFI_SIZE_TO_PAGES (sizeof (HV_HOST)) + EFI_SIZE_TO_PAGES (Image->Bytes) + Probe->SharedPages + 1 +
-            Cpus * CpuPages (Probe) + Pool;
+            Cpus * (CpuPages (Probe) + TracePages) + Pool;
   mPages += mPages / 512 * 2; // tables for the 4 KiB mappings of the block itself, nested and host
   Status  = (Options->Value[HvOptionFailAt] == HV_OPTION_FAIL_AT_MEMORY) ? EFI_OUT_OF_RESOURCES
                                                                          : AllocateBlock (mPages, &mBase);
@@ -491,6 +497,8 @@ HvMemoryBuild (
   Host->CorruptCpu     = (UINT32)Options->Value[HvOptionCorruptCpu];
   Host->EntryCheck     = (BOOLEAN)(Options->Value[HvOptionEntryCheck] == HV_OPTION_ENTRY_CHECK_ON);
   Host->Root.Shared    = Take (&Cursor, Probe->SharedPages);
+  Host->TraceBase      = (TracePages == 0) ? 0 : (UINTN)Take (&Cursor, Cpus * TracePages);
+  Host->TraceStride    = EFI_PAGES_TO_SIZE (TracePages);
   Host->OnesPage       = (UINTN)Take (&Cursor, 1);
   SetMem ((VOID *)(UINTN)Host->OnesPage, EFI_PAGE_SIZE, 0xFF);
   HvCoreReadMtrrs (&Host->Mtrrs);

@@ -67,6 +67,7 @@ def test_host_life_is_found(built: Built) -> None:
         assert len(pointers) == count, table
         assert set(pointers) <= set(built.reached), table
     assert {"HvHostException", "HvSvmSwitch", "HvHostXsetbvRaw", "HvLogEvent", "HvHostJump", "HvCoreReadGuest"} <= names
+    assert "TracedEnter" in names, "the trace is host life, too"
     assert sum(len(routine.code) for routine, _ in built.reached.values()) > 5000
 
 

@@ -41,6 +41,7 @@ typedef enum {
   HvLogEventNested,            ///< nested page sizes in use
   HvLogEventSleep,             ///< a port with sleep requests exits; bit n allowed: SLP_TYP n may pass
   HvLogEventSleepUnguarded,    ///< why no sleep request of the root is seen
+  HvLogEventTrace,             ///< where exits are traced: one ring for each processor
   HvLogEventWait,              ///< the launch waits until a debugger sets this byte to 1
   HvLogEventKick,              ///< how one processor makes another leave its guest
   HvLogEventApic,              ///< the local APIC's mode and whether its page is trapped
@@ -96,6 +97,7 @@ typedef enum {
   X (Nested,           HvLogInfo,  "nested",             "pages=%s page-bytes=%x mapped-4k=%u mapped-2m=%u mapped-1g=%u tables=%u")                                               \
   X (Sleep,            HvLogInfo,  "sleep",              "port=%x allowed=%x")                                                                                                    \
   X (SleepUnguarded,   HvLogInfo,  "sleep-unguarded",    "reason=%s")                                                                                                             \
+  X (Trace,            HvLogInfo,  "trace",              "base=%x stride=%x records=%u")                                                                                          \
   X (Wait,             HvLogInfo,  "wait",               "gate=%x")                                                                                                               \
   X (Kick,             HvLogInfo,  "kick",               "method=%s")                                                                                                             \
   X (Apic,             HvLogInfo,  "apic",               "mode=%s trap=%u hint=%s")                                                                                               \

@@ -235,6 +235,8 @@ struct _HV_HOST {
   UINT64                  SharedBase;      ///< inside it: what the root may read (status, ring)
   UINT64                  SharedBytes;
   UINT64                  OnesPage;        ///< what the root reads in the rest of it
+  UINT64                  TraceBase;       ///< rings of the trace of exits, 0 without the option
+  UINT64                  TraceStride;     ///< bytes from one processor's to the next
   UINT64                  ApicPage;
   UINT64                  Cr0;             ///< of host life
   UINT64                  Cr3;

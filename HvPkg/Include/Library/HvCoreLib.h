@@ -144,6 +144,33 @@ HvCoreStart (
   );
 
 /**
+  Bytes of a processor's ring in the trace of exits.
+
+  @param[in] Records  Exits that it keeps.
+
+  @par Context: Any
+**/
+UINT64
+HvCoreTraceBytes (
+  IN UINT64  Records
+  );
+
+/**
+  Makes every exit leave a record in the rings at Host->TraceBase (Generated/HvTrace.h). Called in the copy, once,
+  before any launch.
+
+  @param[in,out] Host     The host; the run loops will use another table of the backend's functions.
+  @param[in]     Records  Exits that each ring keeps, not 0.
+
+  @par Context: Host
+**/
+VOID
+HvCoreTrace (
+  IN OUT HV_HOST  *Host,
+  IN     UINT32   Records
+  );
+
+/**
   Launches this processor: host environment, root mode, and the calling context as the guest. Called by a thunk that set
   Cpu->LaunchRip and LaunchRsp, which is where the guest begins, with RAX 0.
 

@@ -676,6 +676,15 @@ IoWrite32 (
   return Value;
 }
 
+UINT64
+EFIAPI
+AsmReadTsc (
+  VOID
+  )
+{
+  return ++gFake.Ticks;
+}
+
 VOID
 EFIAPI
 AsmWbinvd (

@@ -104,6 +104,7 @@ typedef struct {
   UINT32            MailAtSipiWait;           ///< 0, or the vector of a SIPI that is posted as a guest begins to wait
   UINT32            BadAccesses;              ///< unprotected accesses to MSRs that do not exist
   UINT32            Wbinvds;
+  UINT64            Ticks;                    ///< the time-stamp counter: one for each time that it was read
   UINT64            Dr[4];
   UINT64            Cr0;                      ///< the host's
   CONST HV_EXIT     *Exit;

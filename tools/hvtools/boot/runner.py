@@ -146,6 +146,7 @@ def booting(
     payload: Payload | None = None,
     keep_image: bool = False,
     restart: bool = False,
+    hold: bool = False,
     observer: Observer | None = None,
     listener: Listener | None = None,
 ) -> Iterator[BootStrategy]:
@@ -157,6 +158,7 @@ def booting(
         payload: what the startup script does last, if not what the request says.
         keep_image: leave the image in `folder`.
         restart: a reset of the guest restarts the machine and does not end it.
+        hold: the machine stands still with its memory when it has powered off.
         observer: called with each state that is reached.
         listener: called with each piece of console output.
 
@@ -188,6 +190,7 @@ def booting(
                 usb=request.disk is not None,
                 installed=request.installed,
                 restart=restart,
+                hold=hold,
                 firmware=firmware,
             ),
             listener,

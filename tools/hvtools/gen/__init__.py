@@ -25,6 +25,7 @@ TABLES: dict[str, Callable[[Spec], Files]] = {
     "log.toml": own.log,
     "options.toml": own.options,
     "status.toml": own.status,
+    "trace.toml": own.trace,
     "hypercall.toml": own.hypercall,
 }
 """What makes the files of each table."""

@@ -25,7 +25,7 @@ from hvtools.gen.emit import (
     py_string,
 )
 from hvtools.gen.spec import Files, Spec, defined_once, group_constants, py_groups, py_struct_codes
-from hvtools.gen.table import SCALARS, Constant, check_name, read_groups, read_structs, refuse_duplicates
+from hvtools.gen.table import SCALARS, Constant, Row, check_name, read_groups, read_structs, refuse_duplicates
 
 CHOICES_OF: dict[str, Callable[[Spec], list[str]]] = {
     "log.levels": lambda spec: spec.levels,
@@ -307,6 +307,42 @@ def options(spec: Spec) -> Files:
     }
 
 
+def _signature(table: Row) -> tuple[str, str]:
+    """Read the macro and the 8 characters by which something is found in memory."""
+    mark = table.row("signature")
+    name, text = mark.name("name", "upper"), mark.text("text")
+    if len(text) != 8 or not text.isascii():
+        mark.fail("'text' must be 8 ASCII characters")
+    mark.done()
+    return name, text
+
+
+def _signature_define(name: str, text: str) -> str:
+    return f'#define {name}  {emit.hex_width(int.from_bytes(text.encode(), "little"), 64)}  ///< "{text}"'
+
+
+def trace(spec: Spec) -> Files:
+    """The trace of exits."""
+    table, head, row = spec.load("trace.toml")
+    row.section()
+    row.done()
+    structs = read_structs(table)
+    name, text = _signature(table)
+    table.done()
+    body = [line for struct in structs for line in c_struct(struct)] + [_signature_define(name, text)]
+    module = [
+        f"SIGNATURE = {text.encode()!r}".replace("'", '"'),
+        '"""First 8 bytes of a ring."""',
+        "",
+        *py_struct_codes(structs),
+    ]
+    return {
+        head.header: c_file(head, head.header, body),
+        "trace.py": py_file(head, module),
+        "Trace.md": md_file(head, [line for struct in structs for line in md_struct(struct)]),
+    }
+
+
 def status(spec: Spec) -> Files:
     """The status pages."""
     table, head, row = spec.load("status.toml")
@@ -314,11 +350,7 @@ def status(spec: Spec) -> Files:
     row.done()
     structs = read_structs(table)
     groups = read_groups(table)
-    mark = table.row("signature")
-    mark_name, mark_text = mark.name("name", "upper"), mark.text("text")
-    if len(mark_text) != 8 or not mark_text.isascii():
-        mark.fail("'text' must be 8 ASCII characters")
-    mark.done()
+    mark_name, mark_text = _signature(table)
     arrays: list[tuple[str, str, int, str]] = []
     for item in table.rows("array"):
         element = item.text("element")
@@ -330,9 +362,7 @@ def status(spec: Spec) -> Files:
     if len(structs) != 1:
         table.fail("needs exactly one struct")
     header = structs[0]
-    signature = int.from_bytes(mark_text.encode(), "little")
-    body = c_struct(header)
-    body += [f'#define {mark_name}  {emit.hex_width(signature, 64)}  ///< "{mark_text}"', ""]
+    body = [*c_struct(header), _signature_define(mark_name, mark_text), ""]
     for group in groups:
         body += c_group(group)
     body += ["//", "// The arrays behind the header, for Cpus processors: offsets in bytes.", "//"]

@@ -128,6 +128,15 @@ EVENTS: dict[str, Event] = {
         ),
         "why no sleep request of the root is seen",
     ),
+    "trace": Event(
+        "info",
+        (
+            ("base", "x"),
+            ("stride", "x"),
+            ("records", "u"),
+        ),
+        "where exits are traced: one ring for each processor",
+    ),
     "wait": Event(
         "info",
         (

@@ -76,6 +76,18 @@ OPTIONS: dict[str, Option] = {
         debug_only=False,
         text="xAPIC page: auto ends the trap, where INIT and SIPI exit by themselves, when all processors were started",
     ),
+    "trace": Option(
+        kind="number",
+        choices=(
+        ),
+        minimum=0,
+        maximum=1048576,
+        none=False,
+        default="0",
+        shown="0 to 1048576",
+        debug_only=False,
+        text="exits that are recorded for each processor, the newest ones; 0: none, and then at no cost",
+    ),
     "fail_cpu": Option(
         kind="number",
         choices=(

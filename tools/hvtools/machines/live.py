@@ -27,6 +27,16 @@ class LiveMemory:
             monitor.execute("pmemsave", {"val": address, "size": size, "filename": str(path)})
             return path.read_bytes()
 
+    def status(self) -> str:
+        """Say what the machine does, in QEMU's words: running, paused, shutdown.
+
+        Raises:
+            MachineError: the machine is gone.
+        """
+        with attached(self._path) as monitor:
+            answer = monitor.execute("query-status")
+        return str(answer["status"]) if isinstance(answer, dict) else ""
+
     def save(self, path: Path) -> None:
         """Write all of it into an ELF file; the machine stands still meanwhile.
 

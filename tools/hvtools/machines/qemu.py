@@ -81,7 +81,8 @@ def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int, attach: 
     arguments += ["-cpu", spec.cpu_model or DEFAULT_CPU]
     arguments += ["-smp", str(spec.cpus)]
     arguments += ["-m", f"{spec.memory_mib}M"]
-    arguments += ["-action", f"reboot={'reset' if spec.restart else 'shutdown'},shutdown=poweroff"]
+    at_reset, at_end = "reset" if spec.restart else "shutdown", "pause" if spec.hold else "poweroff"
+    arguments += ["-action", f"reboot={at_reset},shutdown={at_end}"]
     flash = {"if": "pflash", "format": "raw"}
     if spec.firmware is None:
         arguments += ["-drive", _option(**flash, unit=0, readonly="on", file=firmware.code)]

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""`hv trace`: every exit of a boot has a record."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hvtools.boot.checks import parse_checks
+from hvtools.machines.console import clean
+
+if TYPE_CHECKING:
+    from tests.boot.conftest import Hv
+
+
+@pytest.mark.needs("svm", "hypervisor", "memory")
+def test_the_trace_has_the_exits_that_the_hypervisor_counts(
+    platform: str, hv: Hv, tmp_path: Path, script: Callable[[str], Path]
+) -> None:
+    out, picture, logs = tmp_path / "trace.json", tmp_path / "exits.svg", tmp_path / "logs"
+    # What stands here is for SVM with a trapped xAPIC page.
+    arguments = ("--on", platform, "--cpus", "2", "--json", str(out), "--picture", str(picture), "--keep", str(logs))
+    result = hv("trace", *arguments, "--script", str(script("/bin/busybox true\n")))
+    assert result.returncode == 0, result.stderr
+    found = json.loads(out.read_text())
+    lines = parse_checks(clean((logs / "console.log").read_text("utf-8", "replace")))
+    counted = sum(lines.latest_exits().values(), Counter())
+    # What an NMI turned out to be is settled after its record was made.
+    counted["nmi"] += counted.pop("kick")
+    traced = Counter({kind: sum(counts) for kind, counts in found["by_kind"].items()})
+    assert all(traced[kind] >= count for kind, count in counted.items()), (traced, counted)
+    # After the last look at the counters the machine only powers off.
+    assert (traced - counted).total() < 0.1 * counted.total()
+    assert found["lost"] == 0 and found["exits"] == traced.total() > 1000
+    assert {"cpuid CPUID", "apic-write NPF", "rdmsr MSR"} <= found["by_reason"].keys()
+    assert len(found["places"]) == 15 and found["places"][0]["count"] > 100
+    assert "cpuid (" in picture.read_text()
+    assert "exits in" in result.stdout and "hottest places" in result.stdout
