@@ -15,7 +15,7 @@ import click
 from hvtools import verbs
 from hvtools.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HvError, InterruptedByUser, is_no_space
 
-_ORDER = ("setup", "doctor", "build", "boot", "test", "clean", "gen")
+_ORDER = "setup doctor build boot log decode debug trace bench test docs gen clean".split()
 """The verbs in the order in which a person meets them; others follow."""
 
 

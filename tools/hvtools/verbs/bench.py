@@ -18,7 +18,14 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
-@click.command("bench")
+@click.command(
+    "bench",
+    epilog="""\b
+Examples:
+  hv bench --quick                what takes seconds
+  hv bench --json before.json     to compare with later
+  hv bench --compare before.json  what changed since""",
+)
 @click.option("--on", "platforms", metavar="PLATFORM", multiple=True, help=f"{', '.join(PLATFORMS)}; default: all.")
 @click.option("--quick", is_flag=True, help="Only what takes seconds.")
 @click.option("--check", is_flag=True, help="Fail if a figure that has a budget is over it; measures only those.")

@@ -6,13 +6,20 @@ from pathlib import Path
 
 import click
 
-from hvtools import build, report, ui
+from hvtools import build, completion, report, ui
 from hvtools.boot import progress, runner
 from hvtools.boot.request import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, BootRequest, parse_added, parse_settings
 from hvtools.errors import HvError, UsageError
 from hvtools.generated.options import OPTIONS
 from hvtools.machines.registry import DEFAULT_PLATFORM, PLATFORM_NAMES
 
+_EXAMPLES = """\
+Examples:
+  hv boot                                     Linux on four emulated processors with SVM
+  hv boot --on bochs-vmx --cpus 2             on an emulated Intel processor
+  hv boot --script check.sh --add data.bin    with a script and a file for it
+  hv boot --set log=debug --keep run/         with more in the log; all logs in run/
+  hv boot --no-hv                             the same machine without the hypervisor"""
 _FILE = click.Path(path_type=Path)
 _OPTIONS_TEXT = "\n".join(
     f"  {name}={option.shown} (default {option.default}): {option.text}{'; DEBUG builds' * option.debug_only}"
@@ -22,9 +29,16 @@ _OPTIONS_TEXT = "\n".join(
 
 @click.command(
     "boot",
-    epilog=f"\b\nOptions of the hypervisor for --set:\n{_OPTIONS_TEXT}",
+    epilog=f"\b\n{_EXAMPLES}\n\n\b\nOptions of the hypervisor for --set:\n{_OPTIONS_TEXT}",
 )
-@click.option("--on", "platform", metavar="PLATFORM", default=DEFAULT_PLATFORM, help=f"{', '.join(PLATFORM_NAMES)}.")
+@click.option(
+    "--on",
+    "platform",
+    shell_complete=completion.platforms,
+    metavar="PLATFORM",
+    default=DEFAULT_PLATFORM,
+    help=f"{', '.join(PLATFORM_NAMES)}.",
+)
 @click.option("--cpus", type=int, default=DEFAULT_CPUS, metavar="N", help=f"Processors ({DEFAULT_CPUS}).")
 @click.option(
     "--memory", type=int, default=DEFAULT_MEMORY_MIB, metavar="MIB", help=f"RAM in MiB ({DEFAULT_MEMORY_MIB})."
@@ -47,7 +61,14 @@ _OPTIONS_TEXT = "\n".join(
 @click.option("--add", "added", multiple=True, metavar="F[:DEST]", help="File for /add, on the ESP and in Linux.")
 @click.option("--cpu", "cpu_model", metavar="SPEC", help="The emulator's processor model and flags.")
 @click.option("--accel", "accelerator", metavar="SPEC", help="The emulator's accelerator, e.g. tcg,thread=multi.")
-@click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="Option of the hypervisor, see below.")
+@click.option(
+    "--set",
+    "settings",
+    shell_complete=completion.settings,
+    multiple=True,
+    metavar="OPTION=VALUE",
+    help="Option of the hypervisor, see below.",
+)
 @click.option(
     "--target", type=click.Choice(build.TARGETS, case_sensitive=False), default="DEBUG", help="Build of HvDxe (DEBUG)."
 )

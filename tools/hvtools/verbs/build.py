@@ -9,7 +9,13 @@ from hvtools import build, report, ui
 from hvtools.errors import HvError
 
 
-@click.command("build")
+@click.command(
+    "build",
+    epilog="""\b
+Examples:
+  hv build               DEBUG
+  hv build --target all  DEBUG and RELEASE""",
+)
 @click.option(
     "--target",
     type=click.Choice([*build.TARGETS, "all"], case_sensitive=False),

@@ -12,7 +12,13 @@ from hvtools import build, cache, edk2, ui
 _LEFT = ("Build", "Conf", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis")
 
 
-@click.command("clean")
+@click.command(
+    "clean",
+    epilog="""\b
+Examples:
+  hv clean          as after git clone
+  hv clean --cache  as on a new machine""",
+)
 @click.option("--cache", "empty_cache", is_flag=True, help="Empty the cache too, which all clones share.")
 def command(empty_cache: bool) -> None:
     """Remove what builds and tests left in this clone.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from hvtools import toolchain, ui
+from hvtools import completion, toolchain, ui
 from hvtools.boot import runner
 from hvtools.boot.request import BootRequest, parse_added, parse_settings
 from hvtools.debugger import session
@@ -31,7 +31,12 @@ Commands of GDB's that are added, `help NAME` says more:
   hv-log      the log, out of its ring""",
 )
 @click.option(
-    "--on", "platform", metavar="PLATFORM", default=DEFAULT_PLATFORM, help="qemu-svm, or kvm where it is ready."
+    "--on",
+    "platform",
+    shell_complete=completion.platforms,
+    metavar="PLATFORM",
+    default=DEFAULT_PLATFORM,
+    help="qemu-svm, or kvm where it is ready.",
 )
 @click.option("--cpus", type=int, default=2, metavar="N", help="Processors (2).")
 @click.option(
@@ -39,7 +44,14 @@ Commands of GDB's that are added, `help NAME` says more:
 )
 @click.option("--cpu", type=int, metavar="N", help="The processor that is looked at, and alone stops at --break.")
 @click.option("--script", type=_FILE, metavar="FILE", help="GDB commands to run instead of asking for them.")
-@click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="As for hv boot.")
+@click.option(
+    "--set",
+    "settings",
+    shell_complete=completion.settings,
+    multiple=True,
+    metavar="OPTION=VALUE",
+    help="As for hv boot.",
+)
 @click.option("--run", "application", type=_FILE, metavar="F.efi", help="As for hv boot.")
 @click.option("--add", "added", multiple=True, metavar="F[:DEST]", help="As for hv boot.")
 @click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Folder for all logs.")

@@ -9,7 +9,13 @@ from hvtools import gen
 from hvtools.errors import HvError
 
 
-@click.command(name="gen")
+@click.command(
+    name="gen",
+    epilog="""\b
+Examples:
+  hv gen          after an edit of a table
+  hv gen --check  in a hook: exit code 1 if something is stale""",
+)
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 and name the files that are stale.")
 def command(check: bool) -> None:
     """Make the C headers, Python modules and reference pages from tools/hvtools/spec."""

@@ -9,7 +9,13 @@ from hvtools import report, ui
 from hvtools.setup import setup_all
 
 
-@click.command("setup")
+@click.command(
+    "setup",
+    epilog="""\b
+Examples:
+  hv setup                    once, 5 minutes; later runs do only what is missing
+  hv setup --json setup.json  where everything is""",
+)
 @report.json_option
 def command(json_file: Path | None) -> None:
     """Install and fetch everything that build, boot and test need."""

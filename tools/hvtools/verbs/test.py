@@ -25,7 +25,15 @@ _CHECKS = {
 }
 
 
-@click.command("test", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "test",
+    context_settings={"ignore_unknown_options": True},
+    epilog="""\b
+Examples:
+  hv test                        what a commit must pass
+  hv test tests/unit -k mailbox  a part of it
+  hv test --all                  the slow ones, too""",
+)
 @click.option("--all", "slow", is_flag=True, help="Also the slow tests.")
 @report.json_option
 @click.argument("pytest_arguments", nargs=-1, type=click.UNPROCESSED)

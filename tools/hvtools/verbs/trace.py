@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from hvtools import report, ui
+from hvtools import completion, report, ui
 from hvtools.boot import runner
 from hvtools.boot.hvlog import parse_log
 from hvtools.boot.request import BootRequest, parse_added, parse_settings
@@ -34,7 +34,12 @@ Examples:
   hv trace --script stress.sh --places 30  of what a script does in Linux""",
 )
 @click.option(
-    "--on", "platform", metavar="PLATFORM", default=DEFAULT_PLATFORM, help="qemu-svm, or kvm where it is ready."
+    "--on",
+    "platform",
+    shell_complete=completion.platforms,
+    metavar="PLATFORM",
+    default=DEFAULT_PLATFORM,
+    help="qemu-svm, or kvm where it is ready.",
 )
 @click.option("--cpus", type=int, default=2, metavar="N", help="Processors (2).")
 @click.option(
@@ -55,7 +60,14 @@ Examples:
 @click.option("--script", type=_FILE, metavar="FILE", help="As for hv boot.")
 @click.option("--run", "application", type=_FILE, metavar="F.efi", help="As for hv boot.")
 @click.option("--add", "added", multiple=True, metavar="F[:DEST]", help="As for hv boot.")
-@click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="As for hv boot.")
+@click.option(
+    "--set",
+    "settings",
+    shell_complete=completion.settings,
+    multiple=True,
+    metavar="OPTION=VALUE",
+    help="As for hv boot.",
+)
 @click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Folder for all logs.")
 @report.json_option
 def command(
