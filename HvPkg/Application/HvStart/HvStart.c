@@ -39,7 +39,7 @@
 **/
 STATIC
 EFI_STATUS
-Start (
+LoadAndStart (
   IN EFI_HANDLE                Parent,
   IN EFI_DEVICE_PATH_PROTOCOL  *Path,
   IN VOID                      *Options OPTIONAL,
@@ -96,7 +96,7 @@ StartFile (
     return EFI_OUT_OF_RESOURCES;
   }
 
-  Status = Start (Parent, Path, Options, Size);
+  Status = LoadAndStart (Parent, Path, Options, Size);
   FreePool (Path);
   return Status;
 }
@@ -321,7 +321,7 @@ StartOption (
     Full   = ((Volumes[Index] == Own) || (Volume == NULL)) ? NULL : OnVolume (Path, Volume);
     if (Full != NULL) {
       Print (L"HvStart: %s %s\n", Name, Title);
-      Status = Start (Parent, Full, (Data < End) ? Data : NULL, (UINT32)(End - Data));
+      Status = LoadAndStart (Parent, Full, (Data < End) ? Data : NULL, (UINT32)(End - Data));
       Print (L"HvStart: %s came back: %r\n", Name, Status);
       FreePool (Full);
     }
