@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvtools import cli, ring
+from hvtools.boot import runs
 from hvtools.boot.hvlog import parse_log
 from hvtools.errors import HvError, UsageError
 from hvtools.machines.memory import PAGE, Dump, NoMemoryError
@@ -179,3 +180,12 @@ def test_a_follower_goes_on_after_what_was_overwritten_and_after_a_reset() -> No
     follower.take(ring.read(Bytes(ring_bytes(LINES[7].encode())), 0))
     (again,) = follower.take(ring.read(Bytes(ring_bytes(LINES[7].encode())), 0))
     assert again.fields["index"] == "7"
+
+
+def test_the_log_of_a_run_is_its_last_lines_however_long_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_LINES_MAX", 10)
+    (tmp_path / "hypervisor.log").write_text("x" * 100_000 + "\n" + "".join(LINES))
+    assert [line.fields["index"] for line in runs.Run(tmp_path).port_log()] == [str(n) for n in range(290, 300)]
+    (tmp_path / "hypervisor.log").write_text("nothing of ours\n")
+    (tmp_path / "serial2.log").write_text(f"\x1b[0mfirmware {LINES[3]}")
+    assert [line.fields["index"] for line in runs.Run(tmp_path).port_log()] == ["3"]

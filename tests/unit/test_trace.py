@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -48,6 +49,18 @@ def test_exits_are_counted_by_kind_processor_and_place(tmp_path: Path) -> None:
     assert found.ticks == 8_000_000 and found.lost == 3 and found.as_json()["exits"] == 4
     plain = summarise(TRACE, "svm", None, 1)
     assert [(place.name, place.count) for place in plain.places] == [("0x1014", 2)]
+
+
+def test_a_large_file_of_one_line_is_refused_in_bounded_memory(tmp_path: Path) -> None:
+    with (tmp_path / "map").open("wb") as file:
+        file.truncate(64 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match="no symbols of code"):
+            Symbols(tmp_path / "map")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_address_of_nothing_has_no_function(tmp_path: Path) -> None:

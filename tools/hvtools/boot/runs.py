@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,22 @@ from hvtools.machines.protocols import MachineError
 from hvtools.machines.qmp import attached
 from hvtools.machines.spec import CONSOLE_LOG, HYPERVISOR_LOG, MONITOR_SOCKET, SECOND_SERIAL_LOG
 
+_LINES_MAX = 100_000
+_LINE_MAX = 4096  # characters; a line of the log has at most 320
+
 
 def runs_folder(workspace: Path = build.ROOT) -> Path:
     """Where the folders are that nobody asked to keep elsewhere."""
     return workspace / "Build" / "Boot"
+
+
+def _last_lines(path: Path) -> list[LogLine]:
+    """Read a log of any size."""
+    lines: deque[LogLine] = deque(maxlen=_LINES_MAX)
+    with path.open("r", encoding="utf-8", errors="replace") as file:
+        for text in iter(lambda: file.readline(_LINE_MAX), ""):
+            lines.extend(parse_log(clean(text)))
+    return list(lines)
 
 
 @dataclass(frozen=True)
@@ -28,10 +41,10 @@ class Run:
     folder: Path
 
     def port_log(self) -> list[LogLine]:
-        """The hypervisor's log as the ports have it: without what is written to the ring only."""
+        """The hypervisor's log as the ports have it, its last lines: without what is written to the ring only."""
         for name in (HYPERVISOR_LOG, SECOND_SERIAL_LOG):
             path = self.folder / name
-            if path.is_file() and (lines := parse_log(clean(path.read_text("utf-8", "replace")))):
+            if path.is_file() and (lines := _last_lines(path)):
                 return lines
         return []
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
+from hvtools import ui
 from hvtools.boot import startup
 from hvtools.boot.hvlog import LogLine, parse_log, reasons
 from hvtools.boot.strategy import BootStrategy, State
@@ -145,7 +146,8 @@ def debug(strategy: BootStrategy, symbols: Path, breaks: Sequence[str], cpu: int
     Returns:
         GDB's exit code.
     """
-    waiting = wait(strategy)
+    with ui.step("booting to where HvDxe is built and not launched"):
+        waiting = wait(strategy)
     with tempfile.TemporaryDirectory(prefix="hv-gdb-") as folder:
         socket = Path(folder) / "gdb"
         with attached(strategy.machine.spec.monitor_socket) as monitor:

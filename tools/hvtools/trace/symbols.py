@@ -10,6 +10,7 @@ from pathlib import Path
 from hvtools.errors import UsageError
 
 _LINE = re.compile(r"^([0-9a-fA-F]{8,16}) ([a-zA-Z]) (\S+)")
+_LINE_MAX = 4096  # characters
 _CODE = "tTwW"
 _FAR = 1 << 20  # bytes behind the last symbol where an address is none of the kernel's any more
 
@@ -26,7 +27,8 @@ class Symbols:
         found: dict[int, str] = {}
         try:
             with path.open("r", encoding="ascii", errors="replace") as file:
-                for line in file:
+                # A file of something else may be one line of a gigabyte.
+                for line in iter(lambda: file.readline(_LINE_MAX), ""):
                     match = _LINE.match(line)
                     if match and match[2] in _CODE:
                         found.setdefault(int(match[1], 16), match[3])
