@@ -139,7 +139,8 @@ def test_a_quote_that_never_ends_takes_no_time() -> None:
 def test_memory_does_not_grow_with_the_file(name: str, piece: bytes | None) -> None:
     if piece is None:
         lines = [
-            f"hv: error cpu{n} page-pool-empty used={n}\n q-1 [0] 1.{n}: kvm_exit: reason x{n} rip 0x{n} info 1 2\n"
+            f"hv: error cpu{n} page-pool-empty used={n}\nhv: warn cpu{n} dump words={n}:1\n"
+            f" q-1 [0] 1.{n}: kvm_exit: reason x{n} rip 0x{n} info 1 2\n"
             for n in range(20000)
         ]
         file: io.RawIOBase = io.BytesIO("".join(lines).encode())  # type: ignore[assignment]

@@ -161,3 +161,48 @@ def test_what_kvm_says_of_a_failed_entry(code: str, said: str) -> None:
 def test_other_internal_errors_of_kvm(lines: str, said: str) -> None:
     (report,) = reader.read(BytesIO(f"KVM internal error. {lines}\n".encode()))
     assert any(said in line for line in report.explanations), report.explanations
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "00000000010p[CPU0  ] >>PANIC<< exception(): 3rd (13) exception with no resolution",
+            "panic at tick 10 of CPU0: exception(): 3rd (13) exception with no resolution: triple fault outside of any"
+            " guest: a fault, while handling a fault, while handling the first",
+        ),
+        (
+            "00000000010e[CPU1  ] exception(): 3rd (14) exception with no resolution,"
+            " shutdown status is 00h, resetting",
+            "CPU1: triple fault, the machine resets: exception(): 3rd (14) exception with no resolution,"
+            " shutdown status is 00h, resetting",
+        ),
+        (
+            "01586380480e[CPU0  ] VMRUN: invalid memory type in guest PAT_MSR !",
+            "CPU0: VMRUN was refused (VMEXIT_INVALID), the VMCB breaks a rule of APM2 15.5.1:"
+            " invalid memory type in guest PAT_MSR !",
+        ),
+        (
+            "00000000010p[ACPI  ] >>PANIC<< ACPI control: soft power off",
+            "the machine powered itself off at tick 10: a normal end",
+        ),
+        ("00000000010i[CPU0  ] something", "the log ends without a power-off: the machine was stopped, or still runs"),
+    ],
+)
+def test_a_line_of_bochs_in_words(line: str, said: str) -> None:
+    (report,) = reader.read(BytesIO(f"{line}\n".encode()))
+    assert report.explanations[0] == said
+
+
+def test_a_walk_that_failed_for_the_width_of_addresses() -> None:
+    trace = (
+        " a-1 [000] 1.0: kvm_mmu_pagetable_walk: addr 1234 pferr 2 W\n"
+        " a-1 [000] 1.1: kvm_mmu_paging_element: pte 1003 level 4\n"
+        " a-1 [000] 1.2: kvm_mmu_paging_element: pte 4000000002003 level 3\n"
+        " a-1 [000] 1.3: kvm_mmu_walker_error: pferr b P|W|RSVD\n"
+    )
+    (report,) = reader.read(BytesIO(trace.encode()))
+    assert report.explanations == [
+        "the walk of the guest's tables for 0x1234 failed [present, write, reserved bit] at level 3,"
+        " entry 0x4000000002003: level 3 entry has bit 50 set, guest has fewer than 51 physical address bits"
+    ]

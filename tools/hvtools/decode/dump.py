@@ -24,6 +24,7 @@ _NEEDED = {
     for kind, prefix in (("vmcs", "vmx-"), ("vmcb", "svm-"))
 }
 """The keys of an environment, by the kind of the dump."""
+CPUS_MAX = 512  # processors of which something is remembered: a damaged log may have any number of them
 _WORDS_MAX = 1024  # more than a VMCB or VMCS has
 _FINDINGS_MAX = 64
 
@@ -175,6 +176,8 @@ class Dumps:
         Returns:
             The dump that ends with it.
         """
+        if cpu not in self._open and len(self._open) >= CPUS_MAX:
+            return None
         if event in _ENVIRONMENT:
             dump = self._open.setdefault(cpu, Dump(cpu))
             dump.environment.update({key: value for key, value in values.items() if isinstance(value, int)})

@@ -10,7 +10,7 @@ from pathlib import Path
 from hvtools import build
 from hvtools.boot.hvlog import LogLine, parse_log
 from hvtools.decode import words
-from hvtools.decode.dump import Dump, Dumps, Finding, describe, logged
+from hvtools.decode.dump import CPUS_MAX, Dump, Dumps, Finding, describe, logged
 from hvtools.decode.report import Explanations, Report, Table
 from hvtools.decode.symbols import Symbols
 from hvtools.errors import HvError
@@ -57,7 +57,7 @@ class HypervisorLog:
         self._said = Explanations()
         self._findings: dict[int, list[Finding]] = {}
         self._collector = Dumps()
-        self._dumps: list[Dump] = []
+        self._dumps: list[tuple[Dump, list[Finding]]] = []
 
     def feed(self, line: str) -> None:
         """Take a line of any kind."""
@@ -74,7 +74,8 @@ class HypervisorLog:
         self._events[event.event] += 1
         dump = self._collector.feed(event.cpu, event.event, values)
         if dump is not None and len(self._dumps) < _DUMPS_MAX:
-            self._dumps.append(dump)
+            # The rules are logged before the state that breaks them.
+            self._dumps.append((dump, self._findings.pop(event.cpu, [])))
         if event.event == "start":
             self._target = str(values["build"])
         elif event.event == "backend":
@@ -82,9 +83,10 @@ class HypervisorLog:
         elif event.event == "image":
             self._image, self._symbols = values, None
         elif event.event == "entry-rule":
-            found = self._findings.setdefault(event.cpu, [])
-            if len(found) < _FINDINGS_MAX:
-                found.append(logged(values))
+            if event.cpu in self._findings or len(self._findings) < CPUS_MAX:
+                found = self._findings.setdefault(event.cpu, [])
+                if len(found) < _FINDINGS_MAX:
+                    found.append(logged(values))
         explain = EXPLAINED.get(event.event)
         if explain is not None:
             self._said.add(f"cpu{event.cpu}: {explain(self, values)}")
@@ -96,11 +98,10 @@ class HypervisorLog:
         if not self._events and not self._damaged:
             return []
         report = Report("log of HvDxe")
-        for dump in self._dumps:
-            self._add_dump(report, dump)
-        dumped = {dump.cpu for dump in self._dumps if dump.findings}
-        for cpu in self._findings.keys() - dumped:
-            report.explanations += [f"cpu{cpu}: breaks {finding.text()}" for finding in self._findings[cpu]]
+        for dump, said in self._dumps:
+            self._add_dump(report, dump, said)
+        for cpu, said in self._findings.items():
+            report.explanations += [f"cpu{cpu}: breaks {finding.text()}" for finding in said]
         report.explanations += self._said.lines()
         for dump in self._collector.unfinished():
             report.explanations.append(f"cpu{dump.cpu}: a dump was cut off after {len(dump.words)} words")
@@ -114,21 +115,22 @@ class HypervisorLog:
         report.data = {
             "events": dict(self._events),
             "backend": self._vendor,
-            "dumps": [d.as_json() for d in self._dumps],
+            "dumps": [dump.as_json() for dump, _ in self._dumps],
         }
         return [report]
 
-    def _add_dump(self, report: Report, dump: Dump) -> None:
+    def _add_dump(self, report: Report, dump: Dump, said: list[Finding]) -> None:
         name = f"cpu{dump.cpu}: {dump.kind.upper()}"
         if not dump.complete:
             report.explanations.append(f"{name}: words of the dump are missing, so the rules do not run over it")
+            report.explanations += [f"{name}: breaks {finding.text()}; so the log says" for finding in said]
         else:
             try:
                 found = dump.check()
             except HvError as error:
                 report.explanations.append(f"{name}: the rules cannot run here: {error}")
             else:
-                report.explanations += [f"{name}: {line}" for line in compared(found, self._findings.get(dump.cpu, []))]
+                report.explanations += [f"{name}: {line}" for line in compared(found, said)]
         report.tables.append(Table(name, ("field", "value", "in words"), self._described(dump)))
 
     def _described(self, dump: Dump) -> list[tuple[str, str, str]]:
@@ -185,7 +187,8 @@ def _is_size(image: Path, size: int) -> bool:
 def compared(found: list[Finding], said: list[Finding]) -> list[str]:
     """Give the rules that a dump breaks, and whether the log names the same."""
     if not found:
-        return ["no rule of the manual is broken: it was refused for something that no rule covers"]
+        logs = [f"the log says that it breaks {finding.text()}" for finding in said]
+        return logs or ["no rule of the manual is broken: it was refused for something that no rule covers"]
     # The log stops after eight.
     note = "as the log says" if said and found[: len(said)] == said else "the log says something else"
     return [f"breaks {finding.text()}; {note}" for finding in found]
