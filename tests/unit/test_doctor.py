@@ -343,3 +343,23 @@ def test_the_verb_reports_this_machine(tmp_path: Path, capsys: pytest.CaptureFix
     for check in found["kvm"]:
         assert check["name"] in text and check["value"] in text
     assert "EDK2 2025.02" in text and "cloud-amd64" in text
+
+
+def test_a_platform_that_is_not_ready_is_exit_code_1_and_kvm_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    broken = Check("qemu-svm", Mark.BAD, "it is [broken]", "./hv setup")
+    monkeypatch.setattr(tools, "qemu_svm", lambda: broken)
+    ready = kvm.examine(FakeHost(AMD, {}, parameters=NESTED))
+    monkeypatch.setattr(kvm, "examine", lambda: ready)
+    out = tmp_path / "doctor.json"
+    assert cli.run(["doctor", "--json", str(out)]) == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1].startswith("hv: error: not ready: qemu-svm")
+    assert "it is [broken]" in told.out and "fix: ./hv setup" in told.out and "ready: SVM in guests of KVM" in told.out
+    assert json.loads(out.read_text())["ready"] | {"bochs-vmx": True, "bochs-svm": True} == {
+        "qemu-svm": False,
+        "bochs-vmx": True,
+        "bochs-svm": True,
+        "kvm": True,
+    }
