@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,3 +145,14 @@ def test_a_memory_dump_ends_where_its_file_ends(tmp_path: Path) -> None:
     memory = pagewalk.Memory(file)
     assert memory.read(8, 8) == bytes(range(8, 16))
     assert memory.read(9, 8) is None and memory.read(1 << 60, 8) is None
+
+
+def test_an_elf_dump_is_read_by_its_physical_addresses(tmp_path: Path) -> None:
+    """As `hv log --save` makes it."""
+    header = struct.pack("<4sBBB9xHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 1, 4, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", 1, 0, 120, 0, 0x100000, 16, 16, 0)
+    file = tmp_path / "memory.elf"
+    file.write_bytes(header + segment + bytes(range(16)))
+    memory = pagewalk.Memory(file)
+    assert memory.read(0x100008, 8) == bytes(range(8, 16))
+    assert memory.read(8, 8) is None and memory.read(-8, 8) is None

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from hvtools.errors import UsageError
 from hvtools.generated import cpuid, msr
+from hvtools.machines.memory import Dump, NoMemoryError
 
 PRESENT, WRITE, USER, LARGE, NX = 1, 2, 4, 1 << 7, 1 << 63
 _ADDRESS = 0x000F_FFFF_FFFF_F000
@@ -28,24 +27,22 @@ class Physical(Protocol):
 
 
 class Memory:
-    """A file with physical memory from address 0, such as QEMU's `pmemsave 0 SIZE FILE` makes."""
+    """A memory dump."""
 
     def __init__(self, path: Path) -> None:
         """Opens it.
 
         Raises:
-            UsageError: it cannot be read.
+            UsageError: it is none.
         """
-        try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{path} cannot be read as a memory dump: {error}") from error
+        self._dump = Dump(path)
 
     def read(self, address: int, size: int) -> bytes | None:
-        """Give bytes at a physical address."""
-        found = self._map[address : address + size] if 0 <= address < len(self._map) else b""
-        return found if len(found) == size else None
+        """Give bytes at a physical address, None if they are not in the dump."""
+        try:
+            return self._dump.read(address, size)
+        except NoMemoryError:
+            return None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ Examples:
     "--memory",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The machine's memory from address 0 (QEMU: pmemsave 0 SIZE FILE), for page walks.",
+    help="The machine's memory, for page walks: ELF (hv log --save) or bytes from address 0 (QEMU: pmemsave).",
 )
 @report.json_option
 @click.argument("source", metavar="[FILE|-]", default="-")
