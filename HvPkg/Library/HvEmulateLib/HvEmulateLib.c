@@ -69,6 +69,11 @@ STATIC CONST UINT8  mOps[HvOpMax] = {
   [HvOpSetcc]       = WRITES,
 };
 
+//
+// All functions are EFIAPI: a function of Microsoft's convention that calls one of System V's saves vector registers, and
+// host life may touch none.
+//
+
 ///
 /// A memory operand where it is: in one piece, or in two where it crosses a page.
 ///
@@ -79,6 +84,7 @@ typedef struct {
 
 STATIC
 UINT64
+EFIAPI
 Cut (
   IN UINT64  Value,
   IN UINT8   Size
@@ -89,6 +95,7 @@ Cut (
 
 STATIC
 UINT64
+EFIAPI
 SignExtend (
   IN UINT64  Value,
   IN UINT8   Size
@@ -99,6 +106,7 @@ SignExtend (
 
 STATIC
 HV_EMULATE_RESULT
+EFIAPI
 Raise (
   IN OUT HV_EMULATE  *Emulate,
   IN     UINT8       Vector,
@@ -117,6 +125,7 @@ Raise (
 ///
 STATIC
 BOOLEAN
+EFIAPI
 SegmentAllows (
   IN CONST HV_EMULATE  *Emulate,
   IN CONST HV_SEGMENT  *Segment,
@@ -156,6 +165,7 @@ SegmentAllows (
 ///
 STATIC
 HV_EMULATE_RESULT
+EFIAPI
 Locate (
   IN OUT HV_EMULATE       *Emulate,
   IN     CONST HV_INSN    *Insn,
@@ -214,6 +224,7 @@ Locate (
 
 STATIC
 UINT64
+EFIAPI
 Load (
   IN HV_EMULATE      *Emulate,
   IN CONST HV_PLACE  *Place
@@ -232,6 +243,7 @@ Load (
 
 STATIC
 VOID
+EFIAPI
 Store (
   IN HV_EMULATE      *Emulate,
   IN CONST HV_PLACE  *Place,
@@ -246,6 +258,7 @@ Store (
 
 STATIC
 VOID
+EFIAPI
 SetFlags (
   IN OUT HV_REGS  *Regs,
   IN     UINT64   Changed,
@@ -260,6 +273,7 @@ SetFlags (
 ///
 STATIC
 UINT64
+EFIAPI
 ResultFlags (
   IN UINT64  Result,
   IN UINT8   Size
@@ -289,6 +303,7 @@ ResultFlags (
 ///
 STATIC
 UINT64
+EFIAPI
 Add (
   IN OUT HV_REGS  *Regs,
   IN     UINT64   A,
@@ -319,6 +334,7 @@ Add (
 ///
 STATIC
 UINT64
+EFIAPI
 Subtract (
   IN OUT HV_REGS  *Regs,
   IN     UINT64   A,
@@ -350,6 +366,7 @@ Subtract (
 ///
 STATIC
 UINT64
+EFIAPI
 Shift (
   IN OUT HV_REGS  *Regs,
   IN     HV_OP    Op,
@@ -423,6 +440,7 @@ Shift (
 ///
 STATIC
 BOOLEAN
+EFIAPI
 ConditionHolds (
   IN CONST HV_REGS  *Regs,
   IN UINT8          Condition
@@ -447,6 +465,7 @@ ConditionHolds (
 ///
 STATIC
 UINT64
+EFIAPI
 Compute (
   IN OUT HV_REGS  *Regs,
   IN     HV_OP    Op,
@@ -519,6 +538,7 @@ Compute (
 ///
 STATIC
 UINT64
+EFIAPI
 BitAddend (
   IN CONST HV_INSN  *Insn,
   IN CONST HV_REGS  *Regs
@@ -539,6 +559,7 @@ BitAddend (
 ///
 STATIC
 HV_EMULATE_RESULT
+EFIAPI
 OneOperand (
   IN     CONST HV_INSN  *Insn,
   IN OUT HV_EMULATE     *Emulate
@@ -628,6 +649,7 @@ OneOperand (
 ///
 STATIC
 HV_EMULATE_RESULT
+EFIAPI
 Element (
   IN     CONST HV_INSN  *Insn,
   IN OUT HV_EMULATE     *Emulate,
@@ -690,6 +712,7 @@ Element (
 ///
 STATIC
 HV_EMULATE_RESULT
+EFIAPI
 String (
   IN     CONST HV_INSN  *Insn,
   IN OUT HV_EMULATE     *Emulate
