@@ -50,6 +50,13 @@ def test_reserved_memory_reads_all_ones_and_keeps_its_contents(boot: Boot) -> No
     assert result.exits["host-memory"] > 0, result.report()
 
 
+@pytest.mark.everywhere
+def test_stores_to_the_local_apic_and_to_host_memory_do_what_the_processor_does(boot: Boot) -> None:
+    result = boot(application=image("HvStoreProbe.efi")).must_be_ok()
+    # 33 forms with 32 bits on the local APIC, 49 on host memory, each 16 times.
+    assert result.exits["apic-write"] > 33 * 16 and result.exits["host-memory"] >= 49 * 16, result.report()
+
+
 def test_an_application_that_does_not_return_fails_in_time(boot: Boot, tmp_path: Path) -> None:
     script = tmp_path / "Loop.nsh"
     script.write_bytes(b"@echo -off\r\n:again\r\ngoto again\r\n")
