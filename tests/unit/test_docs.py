@@ -17,6 +17,7 @@ import pytest
 from click.shell_completion import CompletionItem
 
 from hvtools import cli, completion
+from hvtools.generated.log_events import EVENTS
 from hvtools.generated.options import OPTIONS
 from hvtools.machines.registry import PLATFORM_NAMES
 
@@ -51,6 +52,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_check_of_links_finds_links() -> None:
     assert sum(len(_LINK.findall(page.read_text())) for page in HAND) > 30
     assert "what-emulators-cannot-show" in anchors(DOCS / "Design.md")
+
+
+def test_troubleshooting_names_events_that_exist() -> None:
+    rows = re.findall(r"^\| `([a-z][a-z-]+)", (DOCS / "Troubleshooting.md").read_text(), re.MULTILINE)
+    names = [name for name in rows if name != "name"]
+    assert len(names) >= 8
+    assert set(names) <= EVENTS.keys()
 
 
 def commands_of(text: str) -> list[str]:
