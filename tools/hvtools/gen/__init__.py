@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hvtools.errors import HvError
-from hvtools.gen import checks, hardware, own
+from hvtools.gen import checks, hardware, own, proofs
 from hvtools.gen.spec import Files, Spec
 from hvtools.gen.table import TableError
 
@@ -27,6 +27,7 @@ TABLES: dict[str, Callable[[Spec], Files]] = {
     "status.toml": own.status,
     "trace.toml": own.trace,
     "hypercall.toml": own.hypercall,
+    "proofs.toml": proofs.proofs,
 }
 """What makes the files of each table."""
 ROOT = Path(__file__).resolve().parents[3]
