@@ -22,7 +22,7 @@
 #include <Library/HvApicLib.h>
 
 #define LOOPS         1000
-#define WARM_UP       8
+#define WARM_UP       64 // more than the lines that a guest may cause in the log
 #define PIECES        16                    // of the address space that are touched for the first time
 #define PIECE_FIRST   8                     // in units of 1 GiB: behind what is mapped from the start
 #define PIECE_BYTES   SIZE_1GB

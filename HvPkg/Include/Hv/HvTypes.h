@@ -14,6 +14,7 @@
 #include <Generated/HvLogEvents.h>
 #include <Generated/HvStatus.h>
 #include <Library/HvApicLib.h>
+#include <Library/HvDecodeLib.h>
 #include <Library/HvMailboxLib.h>
 #include <Library/HvMemoryTypeLib.h>
 #include <Library/HvPagingLib.h>
@@ -37,6 +38,7 @@ typedef struct _HV_BACKEND_OPS  HV_BACKEND_OPS;
 #define HV_STATE_PAT       BIT6
 #define HV_STATE_EVENTS    BIT7 ///< interrupt shadow, blocking by NMI, activity
 #define HV_STATE_ALL       (BIT8 - 1)
+#define HV_STATE_CODE      BIT9 ///< CS alone; only to get
 #define HV_STATE_PDPTE     BIT8 ///< for PAE paging, where the processor keeps them in registers; else it changes nothing
 
 ///
@@ -124,6 +126,38 @@ typedef struct {
   UINT8           Fetched[15]; ///< instruction bytes, where the processor gives them
 } HV_EXIT;
 
+#define HV_DECODED_WORDS  7 ///< five levels of tables, and two words of code
+
+#pragma pack(1)
+
+///
+/// A word of the guest's memory that need not be aligned.
+///
+typedef struct {
+  UINT64    Value;
+} HV_WORD;
+
+#pragma pack()
+
+///
+/// An instruction that was decoded, and all that it depends on: the same again is not decoded again. The words of memory
+/// that were read for it are compared, so that it is right even where the guest changes its tables or its code.
+///
+typedef struct {
+  UINT64                    Rip;
+  UINT64                    CsBase;
+  UINT64                    Cr0;
+  UINT64                    Cr3;
+  UINT64                    Cr4;
+  UINT64                    Efer;
+  UINT16                    CsAttributes;
+  UINT8                     Cpl;
+  UINT8                     Words;                   ///< 0: there is none
+  CONST volatile HV_WORD    *Word[HV_DECODED_WORDS];
+  UINT64                    Value[HV_DECODED_WORDS];
+  HV_INSN                   Insn;
+} HV_DECODED;
+
 ///
 /// A virtual processor. It is changed only by the processor that holds it.
 ///
@@ -141,6 +175,7 @@ struct _HV_VCPU {
   BOOLEAN     StepGuestTf;    ///< the guest's own TF while NmiStepping
   BOOLEAN     StepIret;       ///< the step is over the IRET itself, which brings flags of its own
   UINT64      NmiIretRip;
+  HV_DECODED  Decoded;
 };
 
 ///

@@ -88,7 +88,7 @@ HvOnApicWrite (
   IN     HV_EXIT  *Exit
   )
 {
-  HV_INSN        Insn;
+  CONST HV_INSN  *Insn;
   HV_EVENT       Event;
   HV_APIC_STORE  Store;
   UINT64         Value;
@@ -99,18 +99,19 @@ HvOnApicWrite (
     return;
   }
 
-  if (!HvCoreDecode (Cpu, Vcpu, Exit, &Insn)) {
+  Insn = HvCoreDecode (Cpu, Vcpu, Exit);
+  if (Insn == NULL) {
     return;
   }
 
   Store.Offset  = (UINT32)(Exit->Gpa & EFI_PAGE_MASK);
   Store.Written = FALSE;
-  if (HvEmulateStoredValue (&Insn, &Vcpu->Regs, &Value) && HvCoreIsWhole (Exit, Insn.OperandSize)) {
+  if (HvEmulateStoredValue (Insn, &Vcpu->Regs, &Value) && HvCoreIsWhole (Vcpu, Exit, Insn)) {
     // What nearly every write is: a MOV.
-    HvCoreRetire (Cpu, Vcpu, Exit, Insn.Length);
-    Store.Written = HvCoreIsApicAccess (Cpu, Store.Offset, Insn.OperandSize);
+    HvCoreRetire (Cpu, Vcpu, Exit, Insn->Length);
+    Store.Written = HvCoreIsApicAccess (Cpu, Store.Offset, Insn->OperandSize);
     Store.Value   = (UINT32)Value;
-  } else if (!HvCoreEmulate (Cpu, Vcpu, Exit, &Insn, 1, &Store)) {
+  } else if (!HvCoreEmulate (Cpu, Vcpu, Exit, Insn, 1, &Store)) {
     return;
   }
 

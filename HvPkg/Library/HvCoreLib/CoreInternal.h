@@ -361,17 +361,15 @@ HvCoreShutdown (
   Decodes the guest's instruction at RIP. If it cannot, #PF is queued where the fetch raises it, else the failure is logged
   and #GP is queued.
 
-  @retval TRUE   Insn is set.
-  @retval FALSE  The exit is dealt with.
+  @return  The instruction, until the next call; NULL: the exit is dealt with.
 
   @par Context: Host
 **/
-BOOLEAN
+CONST HV_INSN *
 HvCoreDecode (
   IN OUT HV_CPU   *Cpu,
   IN OUT HV_VCPU  *Vcpu,
-  IN     HV_EXIT  *Exit,
-  OUT    HV_INSN  *Insn
+  IN     HV_EXIT  *Exit
   );
 
 /**
@@ -579,16 +577,17 @@ HvCoreIsApicAccess (
   );
 
 /**
-  Whether an operand is certainly on the page of the nested fault alone, from its address on.
+  Whether the memory operand of an instruction is certainly on the page of the nested fault alone, from its address on.
 
-  @param[in] Size  Of the operand, in bytes.
+  @param[in] Insn  The instruction.
 
   @par Context: Host
 **/
 BOOLEAN
 HvCoreIsWhole (
+  IN CONST HV_VCPU  *Vcpu,
   IN CONST HV_EXIT  *Exit,
-  IN UINTN          Size
+  IN CONST HV_INSN  *Insn
   );
 
 #endif // HV_CORE_INTERNAL_H_

@@ -36,15 +36,21 @@ HvCoreIsApicAccess (
 
 BOOLEAN
 HvCoreIsWhole (
+  IN CONST HV_VCPU  *Vcpu,
   IN CONST HV_EXIT  *Exit,
-  IN UINTN          Size
+  IN CONST HV_INSN  *Insn
   )
 {
   UINT32  Offset;
 
-  // At offset 0 it may be the second half of an operand that begins on the page before.
   Offset = (UINT32)(Exit->Gpa & EFI_PAGE_MASK);
-  return (BOOLEAN)((Offset != 0) && (Offset + Size <= EFI_PAGE_SIZE));
+  if (Offset != 0) {
+    return (BOOLEAN)(Offset + Insn->OperandSize <= EFI_PAGE_SIZE);
+  }
+
+  // It may be the second half of an operand that begins on the page before.
+  return (BOOLEAN)((Insn->Mode == 64) && (Insn->Memory.Segment < HV_SEGMENT_FS) &&
+                   ((HvInsnOffset (Insn, &Insn->Memory, Vcpu->Regs.Index, Vcpu->Regs.Rip, 0) & EFI_PAGE_MASK) == 0));
 }
 
 STATIC

@@ -87,12 +87,152 @@ LogDecodeFailure (
   HV_LOG_GUEST (Cpu, DecodeFailed, Vcpu->Regs.Rip, Text, HV_STR (Reason));
 }
 
+///
+/// What reads the guest's memory for a fetch, and notes what it read: the entries of its tables, then the code.
+///
+typedef struct {
+  HV_HOST       *Host;
+  HV_DECODED    *Decoded;
+  BOOLEAN       Keep;
+} FETCH;
+
+STATIC
+VOID
+Note (
+  IN OUT HV_DECODED  *Decoded,
+  IN     UINT64      Gpa,
+  IN     CONST VOID  *Buffer
+  )
+{
+  Decoded->Word[Decoded->Words]  = (CONST volatile HV_WORD *)(UINTN)Gpa;
+  Decoded->Value[Decoded->Words] = ((CONST HV_WORD *)Buffer)->Value;
+  Decoded->Words++;
+}
+
+STATIC
+RETURN_STATUS
+EFIAPI
+FetchRead (
+  IN  VOID    *Context,
+  IN  UINT64  Gpa,
+  OUT VOID    *Buffer,
+  IN  UINTN   Size
+  )
+{
+  STATIC CONST UINTN  Rest = HV_INSTRUCTION_MAX - sizeof (HV_WORD);
+  FETCH               *Fetch;
+  HV_DECODED          *Decoded;
+  RETURN_STATUS       Status;
+
+  Fetch   = Context;
+  Decoded = Fetch->Decoded;
+  Status  = HvCoreReadGuest (Fetch->Host, Gpa, Buffer, Size);
+  if (RETURN_ERROR (Status) || HvCoreIsHostMemory (Fetch->Host, Gpa) || (Decoded->Words + 2 > HV_DECODED_WORDS)) {
+    Fetch->Keep = FALSE;
+  } else if (Size == sizeof (HV_WORD)) {
+    Note (Decoded, Gpa, Buffer);
+  } else if (Size == HV_INSTRUCTION_MAX) {
+    Note (Decoded, Gpa, Buffer);
+    Note (Decoded, Gpa + Rest, (UINT8 *)Buffer + Rest);
+  } else {
+    Fetch->Keep = FALSE; // entries of 4 bytes, or code on two pages
+  }
+
+  return Status;
+}
+
+///
+/// Whether the instruction at RIP is the one that was decoded last.
+///
+STATIC
 BOOLEAN
+IsDecoded (
+  IN CONST HV_VCPU        *Vcpu,
+  IN CONST HV_VCPU_STATE  *State
+  )
+{
+  CONST HV_DECODED  *Decoded;
+  CONST HV_SEGMENT  *Cs;
+  UINTN             Index;
+
+  Decoded = &Vcpu->Decoded;
+  Cs      = &State->Segment[HvSegmentCs];
+  if ((Decoded->Words == 0) || (Decoded->Rip != Vcpu->Regs.Rip) || (Decoded->CsBase != Cs->Base) ||
+      (Decoded->CsAttributes != Cs->Attributes) || (Decoded->Cr0 != State->Cr0) || (Decoded->Cr3 != State->Cr3) ||
+      (Decoded->Cr4 != State->Cr4) || (Decoded->Efer != State->Efer) || (Decoded->Cpl != State->Cpl))
+  {
+    return FALSE;
+  }
+
+  for (Index = 0; Index < Decoded->Words; Index++) {
+    if (Decoded->Word[Index]->Value != Decoded->Value[Index]) {
+      return FALSE;
+    }
+  }
+
+  return TRUE;
+}
+
+///
+/// Fetches the bytes at RIP. FALSE: the exit is dealt with.
+///
+STATIC
+BOOLEAN
+FetchBytes (
+  IN OUT HV_CPU               *Cpu,
+  IN OUT HV_VCPU              *Vcpu,
+  IN     CONST HV_VCPU_STATE  *State,
+  IN     UINT64               Linear,
+  OUT    UINT8                *Bytes,
+  OUT    UINTN                *Count,
+  OUT    HV_PAGE_FAULT        *Fault
+  )
+{
+  HV_GUEST_PAGING  Paging;
+  HV_DECODED       *Decoded;
+  FETCH            Fetch;
+  RETURN_STATUS    Status;
+
+  Decoded               = &Vcpu->Decoded;
+  Decoded->Rip          = Vcpu->Regs.Rip;
+  Decoded->CsBase       = State->Segment[HvSegmentCs].Base;
+  Decoded->CsAttributes = State->Segment[HvSegmentCs].Attributes;
+  Decoded->Cr0          = State->Cr0;
+  Decoded->Cr3          = State->Cr3;
+  Decoded->Cr4          = State->Cr4;
+  Decoded->Efer         = State->Efer;
+  Decoded->Cpl          = State->Cpl;
+  Decoded->Words        = 0;
+
+  Fetch.Host    = Cpu->Host;
+  Fetch.Decoded = Decoded;
+  Fetch.Keep    = (BOOLEAN)(!State->PdpteLoaded || ((State->Efer & HV_EFER_LMA) != 0));
+  HvCoreGuestPaging (Vcpu, State, &Paging);
+  Status = HvGuestFetch (&Paging, Linear, FetchRead, &Fetch, Bytes, Count, Fault);
+  if (!Fetch.Keep) {
+    Decoded->Words = 0;
+  }
+
+  if (Status == RETURN_ACCESS_DENIED) {
+    // Another processor may have changed the tables since.
+    HvCoreRaisePageFault (Vcpu, Fault->ErrorCode, Fault->Cr2);
+    return FALSE;
+  }
+
+  if (RETURN_ERROR (Status)) {
+    LogDecodeFailure (Cpu, Vcpu, NULL, 0, "the instruction cannot be read");
+    HvCoreRaise (Vcpu, HV_VECTOR_GP);
+    return FALSE;
+  }
+
+  return TRUE;
+}
+
+CONST HV_INSN *
 HvCoreDecode (
   IN OUT HV_CPU   *Cpu,
   IN OUT HV_VCPU  *Vcpu,
-  IN     HV_EXIT  *Exit,
-  OUT    HV_INSN  *Insn
+  IN     HV_EXIT  *Exit
   )
 {
   STATIC CONST CHAR8  *CONST  Reasons[HvDecodeReasonMax] = {
@@ -105,15 +245,20 @@ HvCoreDecode (
     [HvDecodeBadOperand] = "bad operand",
   };
   HV_VCPU_STATE               State;
-  HV_GUEST_PAGING             Paging;
   HV_PAGE_FAULT               Fault;
+  HV_INSN                     *Insn;
   UINT8                       Bytes[HV_INSTRUCTION_MAX];
   UINTN                       Count;
   UINT64                      Linear;
   UINT8                       Mode;
   RETURN_STATUS               Status;
 
-  Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL | HV_STATE_SEGMENTS | HV_STATE_PDPTE, &State);
+  Insn = &Vcpu->Decoded.Insn;
+  Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL | HV_STATE_CODE | HV_STATE_PDPTE, &State);
+  if (IsDecoded (Vcpu, &State)) {
+    return Insn;
+  }
+
   Mode   = 16;
   Linear = (UINT32)(State.Segment[HvSegmentCs].Base + Vcpu->Regs.Rip);
   if (((State.Efer & HV_EFER_LMA) != 0) && ((State.Segment[HvSegmentCs].Attributes & HV_SEGMENT_LONG) != 0)) {
@@ -127,35 +272,25 @@ HvCoreDecode (
   Count = Exit->FetchedCount;
   if (Count > 0) {
     CopyMem (Bytes, Exit->Fetched, Count);
-  } else {
-    HvCoreGuestPaging (Vcpu, &State, &Paging);
-    Status = HvGuestFetch (&Paging, Linear, HvCoreReadGuest, Cpu->Host, Bytes, &Count, &Fault);
-    if (Status == RETURN_ACCESS_DENIED) {
-      // Another processor may have changed the tables since.
-      HvCoreRaisePageFault (Vcpu, Fault.ErrorCode, Fault.Cr2);
-      return FALSE;
-    }
-
-    if (RETURN_ERROR (Status)) {
-      LogDecodeFailure (Cpu, Vcpu, NULL, 0, "the instruction cannot be read");
-      HvCoreRaise (Vcpu, HV_VECTOR_GP);
-      return FALSE;
-    }
+    Vcpu->Decoded.Words = 0;
+  } else if (!FetchBytes (Cpu, Vcpu, &State, Linear, Bytes, &Count, &Fault)) {
+    return NULL;
   }
 
   Status = HvDecode (Bytes, Count, Mode, Insn);
+  if (!RETURN_ERROR (Status)) {
+    return Insn;
+  }
+
+  Vcpu->Decoded.Words = 0;
   if ((Status == RETURN_BUFFER_TOO_SMALL) && (Fault.Cr2 != 0)) {
     HvCoreRaisePageFault (Vcpu, Fault.ErrorCode, Fault.Cr2);
-    return FALSE;
-  }
-
-  if (RETURN_ERROR (Status)) {
+  } else {
     LogDecodeFailure (Cpu, Vcpu, Bytes, Count, Reasons[Insn->Reason]);
     HvCoreRaise (Vcpu, HV_VECTOR_GP);
-    return FALSE;
   }
 
-  return TRUE;
+  return NULL;
 }
 
 VOID
@@ -166,17 +301,18 @@ HvCoreRetire (
   IN     UINT8    Length
   )
 {
-  HV_INSN  Insn;
+  CONST HV_INSN  *Insn;
 
   if (Exit->NextRip != 0) {
     Vcpu->Regs.Rip = Exit->NextRip;
   } else {
     if (Length == 0) {
-      if (!HvCoreDecode (Cpu, Vcpu, Exit, &Insn)) {
+      Insn = HvCoreDecode (Cpu, Vcpu, Exit);
+      if (Insn == NULL) {
         return;
       }
 
-      Length = Insn.Length;
+      Length = Insn->Length;
     }
 
     Vcpu->Regs.Rip += Length;

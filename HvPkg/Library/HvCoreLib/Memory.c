@@ -154,9 +154,9 @@ HvOnHostMemory (
   IN     HV_EXIT  *Exit
   )
 {
-  HV_INSN   Insn;
-  HV_EVENT  Event;
-  UINT64    Value;
+  CONST HV_INSN  *Insn;
+  HV_EVENT       Event;
+  UINT64         Value;
 
   HV_LOG_GUEST (Cpu, HostWriteDropped, Exit->Gpa, Vcpu->Regs.Rip);
   if (((Exit->FaultFlags & HV_FAULT_TABLE) != 0) || Cpu->Host->Ops->EventQueued (Vcpu, &Event)) {
@@ -166,13 +166,14 @@ HvOnHostMemory (
     return;
   }
 
-  if (!HvCoreDecode (Cpu, Vcpu, Exit, &Insn)) {
+  Insn = HvCoreDecode (Cpu, Vcpu, Exit);
+  if (Insn == NULL) {
     return;
   }
 
-  if (HvEmulateStoredValue (&Insn, &Vcpu->Regs, &Value) && HvCoreIsWhole (Exit, Insn.OperandSize)) {
-    HvCoreRetire (Cpu, Vcpu, Exit, Insn.Length);
+  if (HvEmulateStoredValue (Insn, &Vcpu->Regs, &Value) && HvCoreIsWhole (Vcpu, Exit, Insn)) {
+    HvCoreRetire (Cpu, Vcpu, Exit, Insn->Length);
   } else {
-    HvCoreEmulate (Cpu, Vcpu, Exit, &Insn, HOST_REPEATS, NULL);
+    HvCoreEmulate (Cpu, Vcpu, Exit, Insn, HOST_REPEATS, NULL);
   }
 }

@@ -156,6 +156,13 @@ SvmStateGet (
     CopyMem (&State->Segment[HvSegmentEs], &Save->Es, 4 * sizeof (HV_SEGMENT));
   }
 
+  if ((Mask & HV_STATE_CODE) != 0) {
+    State->Segment[HvSegmentCs].Selector   = Save->Cs.Selector;
+    State->Segment[HvSegmentCs].Attributes = Save->Cs.Attributes;
+    State->Segment[HvSegmentCs].Limit      = Save->Cs.Limit;
+    State->Segment[HvSegmentCs].Base       = Save->Cs.Base;
+  }
+
   if ((Mask & HV_STATE_SYSTEM) != 0) {
     CopyMem (&State->Segment[HvSegmentFs], &Save->Fs, 2 * sizeof (HV_SEGMENT));
     CopyMem (&State->Segment[HvSegmentLdtr], &Save->Ldtr, sizeof (HV_SEGMENT));

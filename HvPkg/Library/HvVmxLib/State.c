@@ -169,6 +169,10 @@ VmxStateGet (
     }
   }
 
+  if ((Mask & HV_STATE_CODE) != 0) {
+    SegmentGet (HvSegmentCs, &State->Segment[HvSegmentCs]);
+  }
+
   if ((Mask & HV_STATE_SYSTEM) != 0) {
     for (Index = HvSegmentFs; Index <= HvSegmentTr; Index++) {
       SegmentGet (Index, &State->Segment[Index]);

@@ -80,6 +80,10 @@ Copy (
     }
   }
 
+  if ((Mask & HV_STATE_CODE) != 0) {
+    To->Segment[HvSegmentCs] = From->Segment[HvSegmentCs];
+  }
+
   if ((Mask & HV_STATE_SYSTEM) != 0) {
     To->Star         = From->Star;
     To->Lstar        = From->Lstar;

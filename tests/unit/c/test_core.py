@@ -469,7 +469,7 @@ def test_an_exception_without_error_code_gets_none(core: Core) -> None:
         (("NestedFault", {"Gpa": 1 << 50, "FaultFlags": 3}), "NpfUnexpected"),
         (("HostMemory", {"Gpa": 0x70000000, "code": b"\x0f\x0b\xc3"}), "DecodeFailed"),
         (("HostMemory", {"Gpa": 0x70000000, "code": b"\x48\x89\x08"}), "HostWriteDropped"),
-        (("ApicWrite", {"Gpa": 0xFEE00000, "FaultFlags": 3, "code": b"\x48\x89\x08"}), "DecodeFailed"),
+        (("ApicWrite", {"Gpa": 0xFEE00000, "FaultFlags": 3, "code": b"\x8f\x00"}), "DecodeFailed"),
         (("Unknown", {}), "ExitUnknown"),
         (("Unknown", {}), "GuestState"),
         (("Rdmsr", {}), "MsrGp"),
@@ -557,6 +557,82 @@ def test_an_instruction_is_read_from_memory(core: Core) -> None:
     core.run(core.exit("Cpuid"))
     assert exception(core) is None
     assert regs.Rip == 0x1000
+
+
+def code_page(core: Core, code: bytes, offset: int = 0x100) -> tuple[CData, int]:
+    """A page of code of a guest in long mode, and the address of its instruction."""
+    ram = int(core.lib.HvFakeRam(0x2000))
+    memory = core.ffi.cast("uint8_t *", ram)
+    core.ffi.memmove(memory + offset, code, len(code))
+    core.lib.gFake.Vcpu[0].Regs.Rip = ram + offset
+    return memory, ram + offset
+
+
+def runs(core: Core, rip: int) -> int:
+    """Executes the instruction at an address, which CPUID's exit does not say: by how much RIP goes on."""
+    regs = core.lib.gFake.Vcpu[0].Regs
+    regs.Rip = rip
+    core.run(core.exit("Cpuid"))
+    return int(regs.Rip) - rip
+
+
+def test_what_was_decoded_is_not_decoded_again_unless_it_changed(core: Core) -> None:
+    fake = core.reset()
+    memory, rip = code_page(core, CPUID_CODE + b"\x90" * 13)
+    state, decoded = fake.Fake[0].State, fake.Vcpu[0].Decoded
+    assert (runs(core, rip), decoded.Words) == (2, 4)  # PML4 and PDPT entries, two words of code
+    decoded.Insn.Length = 9  # shows whether it is decoded again
+    assert runs(core, rip) == 9
+    for name, value in (("Cr0", 1 << 30), ("Cr4", 1 << 7), ("Efer", 1), ("Cpl", 3)):
+        setattr(state, name, getattr(state, name) ^ value)
+        decoded.Insn.Length = 9
+        assert runs(core, rip) == 2, name
+    decoded.Insn.Length = 9
+    state.Segment[core.lib.HvSegmentCs].Base = 5
+    assert runs(core, rip) == 2
+    # Another instruction at another place, and the first again.
+    memory[0x180:0x183] = [0x66, *CPUID_CODE]
+    assert (runs(core, rip + 0x80), runs(core, rip)) == (3, 2)
+
+
+@pytest.mark.parametrize("byte", [0, 1, 7, 8, 14])
+def test_code_that_was_changed_is_decoded_again(core: Core, byte: int) -> None:
+    fake = core.reset()
+    memory, rip = code_page(core, b"\x66" * 13 + CPUID_CODE)
+    assert runs(core, rip) == 15
+    fake.Vcpu[0].Decoded.Insn.Length = 9
+    memory[0x100 + byte] ^= 0x0F
+    regs = fake.Vcpu[0].Regs
+    regs.Rip = rip
+    core.run(core.exit("Cpuid"))
+    assert regs.Rip != rip + 9
+
+
+def test_page_tables_that_were_changed_are_walked_again(core: Core) -> None:
+    fake = core.reset()
+    _, rip = code_page(core, CPUID_CODE + b"\x90" * 13)
+    state = fake.Fake[0].State
+    # Tables of its own: the others share theirs.
+    own = int(core.lib.HvFakeRam(0x2000))
+    core.ffi.memmove(core.ffi.cast("char *", own), core.ffi.cast("char *", state.Cr3), 0x2000)
+    entries = core.ffi.cast("UINT64 *", own)
+    entries[0] = own + 0x1000 | 7
+    state.Cr3 = own
+    assert runs(core, rip) == 2
+    index = 512 + (rip >> 30)
+    for entry in (0, index):
+        entries[entry] &= ~1
+        assert runs(core, rip) == 0
+        assert exception(core) == (14, 0)
+        fake.Fake[0].Event.Type = core.lib.HvEventNone
+        entries[entry] |= 1
+        assert runs(core, rip) == 2
+
+
+def test_code_on_two_pages_is_decoded_each_time(core: Core) -> None:
+    fake = core.reset()
+    _, rip = code_page(core, CPUID_CODE + b"\x90" * 13, 0xFF8)
+    assert (runs(core, rip), fake.Vcpu[0].Decoded.Words) == (2, 0)
 
 
 # The hypervisor's own memory.
