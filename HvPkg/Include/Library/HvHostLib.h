@@ -8,6 +8,7 @@
 #define HV_HOST_LIB_H_
 
 #include <Hv/HvTypes.h>
+#include <Library/SynchronizationLib.h>
 
 /**
   Reads the state of this processor as the firmware has it, without general registers.
@@ -226,7 +227,36 @@ HvHostApicReset (
   );
 
 /**
-  Stops this processor for good after a failure of the host. Logged with the reason.
+  Makes a processor look into its mailbox. One NMI in flight is enough: it looks after it has cleared the mark.
+
+  @param[in]     Cpu     This processor.
+  @param[in,out] Target  The other one.
+
+  @par Context: Host
+**/
+STATIC inline VOID
+HvHostKick (
+  IN     HV_CPU  *Cpu,
+  IN OUT HV_CPU  *Target
+  )
+{
+  if (InterlockedCompareExchange32 ((UINT32 *)&Target->KickPending, 0, 1) == 0) {
+    HvHostSendNmi (Cpu, Target->Apic.ApicId);
+  }
+}
+
+/**
+  Sleeps without end.
+
+  @par Context: Host
+**/
+VOID
+HvHostStop (
+  VOID
+  );
+
+/**
+  Stops this processor for good after a failure of the host, and tells all others, which stop too. Logged with the reason.
 
   @param[in] Cpu     This processor.
   @param[in] Reason  In a word or two.

@@ -7,19 +7,6 @@
 
 #include "CoreInternal.h"
 
-STATIC
-VOID
-Kick (
-  IN HV_CPU  *Cpu,
-  IN HV_CPU  *Target
-  )
-{
-  // One NMI in flight is enough: the target looks into its mailbox after it has cleared the mark.
-  if (InterlockedCompareExchange32 ((UINT32 *)&Target->KickPending, 0, 1) == 0) {
-    HvHostSendNmi (Cpu, Target->Apic.ApicId);
-  }
-}
-
 ///
 /// An interrupt command for one processor alone, by its local APIC. Delivery mode and vector stay.
 ///
@@ -47,7 +34,7 @@ HvCoreFlushAll (
   for (Index = 0; Index < Cpu->Host->CpuCount; Index++) {
     Target = HvHostCpu (Cpu->Host, Index);
     if ((Target != Cpu) && (Target->State != HvMpNative) && HvMailboxPost (&Target->Mailbox, HV_MAIL_FLUSH)) {
-      Kick (Cpu, Target);
+      HvHostKick (Cpu, Target);
     }
   }
 }
@@ -97,7 +84,7 @@ HvCoreInterruptCommand (
     }
 
     if (MustKick && (Target != Cpu)) {
-      Kick (Cpu, Target);
+      HvHostKick (Cpu, Target);
     }
 
     if (!Init && (Target->SipiWait != 0)) {
@@ -203,6 +190,10 @@ HvCoreMail (
 
   for ( ; ;) {
     while (HvMailboxTake (&Cpu->Mailbox, &Mail)) {
+      if ((Mail.Flags & HV_MAIL_PARK) != 0) {
+        HvHostPark (Cpu, "another processor stopped");
+      }
+
       Cpu->State = HvMpStateNext (Cpu->State, Cpu->Bsp, &Mail, &Action);
       if ((Action.Actions & HV_MP_ACTION_RESET) != 0) {
         Reset (Cpu, Vcpu);

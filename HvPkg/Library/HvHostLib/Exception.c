@@ -46,13 +46,10 @@ CurrentCpu (
 }
 
 VOID
-HvHostPark (
-  IN HV_CPU       *Cpu,
-  IN CONST CHAR8  *Reason
+HvHostStop (
+  VOID
   )
 {
-  Cpu->State = HvMpShutdown;
-  HV_LOG (Cpu->Index, HostPark, HV_STR (Reason));
   for ( ; ;) {
     __asm__ __volatile__ ("cli; hlt");
   }

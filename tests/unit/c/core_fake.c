@@ -487,9 +487,8 @@ HvHostApicReset (
 }
 
 VOID
-HvHostPark (
-  IN HV_CPU       *Cpu,
-  IN CONST CHAR8  *Reason
+HvHostStop (
+  VOID
   )
 {
   longjmp (mEnd, HvFakeParked);

@@ -45,6 +45,7 @@ class Core:
         """Compiles into a folder and loads the result."""
         include = f'#include <Base.h>\n#include "{HERE / "core_fake.h"}"\n'
         sources = [path for path in CORE.glob("*.c") if path.name != "Run.c"]
+        sources += [ROOT / "HvPkg" / "Library" / "HvHostLib" / "Park.c"]
         sources += [ROOT / "HvPkg" / "Library" / f"Hv{name}Lib" / f"Hv{name}Lib.c" for name in LIBRARIES]
         target = folder / "libcore.so"
         fakes = [HERE / "core_fake.c", HERE / "shim.c"]

@@ -46,7 +46,7 @@ def test_every_kind_has_a_handler_and_is_counted(core: Core) -> None:
 
 
 def test_unexpected_kinds_are_logged_and_refused(core: Core) -> None:
-    for kind in ("None", "Hlt", "Pause", "DrAccess", "Exception", "TaskSwitch", "Smi", "Unknown"):
+    for kind in ("None", "Hlt", "Pause", "DrAccess", "Exception", "Smi", "Unknown"):
         core.reset()
         assert core.run(core.exit(kind, Code=0x77, Info1=1, Info2=2)) == core.lib.HvFakeDone
         assert exception(core) == (GP, 0)
@@ -58,7 +58,7 @@ def test_a_refused_entry_parks_and_a_triple_fault_shuts_down(core: Core) -> None
     fake = core.reset()
     fake.EnterStatus = 1 << 63 | 21
     assert core.run(core.exit("EntryFailed", Code=0xFFFFFFFF)) == core.lib.HvFakeParked
-    assert [name for name, _ in core.log()] == ["EntryFailed", "GuestState"]
+    assert [name for name, _ in core.log()] == ["EntryFailed", "GuestState", "HostPark"]
     core.reset()
     assert core.run(core.exit("Shutdown")) == core.lib.HvFakeShutdown
 
@@ -855,6 +855,24 @@ def test_virtualization_instructions_do_not_exist(core: Core) -> None:
     core.reset()
     core.run(core.exit("VirtInstruction"))
     assert exception(core) == (UD, None)
+
+
+def test_a_processor_that_stops_takes_all_others_with_it(core: Core) -> None:
+    fake = core.reset(4)
+    fake.Cpu[2].State = core.lib.HvMpNative
+    core.lib.HvMailboxPost(core.ffi.addressof(fake.Cpu[3], "Mailbox"), 0x10000)
+    assert core.run(core.exit("EntryFailed"), cpu=1) == core.lib.HvFakeParked
+    assert fake.Cpu[1].State == core.lib.HvMpShutdown
+    # The third one has mail already, so that somebody has kicked it.
+    assert core.writes("Nmi") == [(1, 0)] and not fake.Cpu[2].Mailbox.Word
+    assert core.log()[-1][0] == "HostPark"
+    for cpu in (0, 3):
+        fake.Fake[cpu].PendingNmis = 1
+        fake.Cpu[cpu].KickPending = 1
+        assert core.run(core.exit("Nmi"), cpu=cpu) == core.lib.HvFakeParked
+        assert fake.Cpu[cpu].State == core.lib.HvMpShutdown
+        assert core.text(core.log()[-1][1][0]) == "another processor stopped"
+    assert core.writes("Nmi") == [(1, 0)], "those that stopped already are left alone"
 
 
 def test_invd_writes_back(core: Core) -> None:
