@@ -107,6 +107,16 @@ typedef struct {
 #define HV_IO_STRING  BIT1
 
 ///
+/// What asks for a task switch.
+///
+typedef enum {
+  HvTaskCall,
+  HvTaskIret,
+  HvTaskJmp,
+  HvTaskGate ///< in the IDT; an event that is not software's is queued
+} HV_TASK_SOURCE;
+
+///
 /// A hardware exit in neutral terms.
 ///
 typedef struct {
@@ -119,6 +129,8 @@ typedef struct {
   UINT64          Gpa;        ///< HvExitNestedFault: guest-physical address
   UINT64          CrValue;    ///< HvExitCrAccess: what the guest writes
   UINT8           CrNumber;   ///< HvExitCrAccess: 0 or 4
+  UINT8           TaskSource; ///< HvExitTaskSwitch: HV_TASK_SOURCE; NextRip is what the old task goes on with
+  UINT16          TaskSelector; ///< HvExitTaskSwitch: of the new TSS
   UINT8           IoSize;     ///< HvExitIo: bytes
   UINT8           IoFlags;    ///< HvExitIo: HV_IO_*
   UINT16          IoPort;     ///< HvExitIo

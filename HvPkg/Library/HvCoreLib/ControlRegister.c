@@ -12,12 +12,8 @@
 #define PDPTE_PRESENT   BIT0
 #define PDPTE_RESERVED  0x1E6ULL // bits 8:5 and 2:1 (SDM volume 3, 4.4.1)
 
-///
-/// Reads the four PDPTEs as MOV to a control register does (SDM volume 3, 4.4.1).
-///
-STATIC
 BOOLEAN
-LoadPdptes (
+HvCoreLoadPdptes (
   IN     HV_CPU         *Cpu,
   IN OUT HV_VCPU_STATE  *State
   )
@@ -87,7 +83,7 @@ WriteCr0 (
   if (((Changed & (HV_CR0_PG | HV_CR0_CD | HV_CR0_NW)) != 0) && ((Value & HV_CR0_PG) != 0) &&
       ((State.Cr4 & HV_CR4_PAE) != 0) && ((State.Efer & HV_EFER_LMA) == 0))
   {
-    if (!LoadPdptes (Cpu, &State)) {
+    if (!HvCoreLoadPdptes (Cpu, &State)) {
       return FALSE;
     }
 

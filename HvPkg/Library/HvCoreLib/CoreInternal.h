@@ -250,6 +250,39 @@ HvOnCrAccess (
   );
 
 /**
+  A task switch, which the processor has checked up to the descriptor of the new TSS.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Exit  What the backend made of the exit.
+
+  @par Context: Host
+**/
+VOID
+HvOnTaskSwitch (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     HV_EXIT  *Exit
+  );
+
+/**
+  Reads the four PDPTEs that CR3 points to, as MOV to a control register and a task switch do (SDM volume 3, 4.4.1).
+
+  @param[in]     Cpu    This processor.
+  @param[in,out] State  CR3, and the PDPTEs.
+
+  @retval TRUE   They are in State.
+  @retval FALSE  They cannot be read, or have reserved bits: #GP.
+
+  @par Context: Host
+**/
+BOOLEAN
+HvCoreLoadPdptes (
+  IN     HV_CPU         *Cpu,
+  IN OUT HV_VCPU_STATE  *State
+  );
+
+/**
   The guest can take an NMI.
 
   @param[in,out] Cpu   This processor.

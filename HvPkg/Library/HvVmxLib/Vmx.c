@@ -462,6 +462,41 @@ OnIo (
                   (((Exit->Info1 & HV_VMX_IO_EXIT_STRING) != 0) ? HV_IO_STRING : 0);
 }
 
+#define TASK_SOURCE(Source)  (HV_VMX_TASK_EXIT_SOURCE_##Source >> HV_VMX_TASK_EXIT_SOURCE_SHIFT)
+
+STATIC_ASSERT (TASK_SOURCE (CALL) == HvTaskCall, "SDM table 28-2");
+STATIC_ASSERT (TASK_SOURCE (IRET) == HvTaskIret, "SDM table 28-2");
+STATIC_ASSERT (TASK_SOURCE (JMP) == HvTaskJmp, "SDM table 28-2");
+STATIC_ASSERT (TASK_SOURCE (GATE) == HvTaskGate, "SDM table 28-2");
+
+STATIC
+VOID
+OnTaskSwitch (
+  IN     CONST HV_VCPU  *Vcpu,
+  IN OUT HV_EXIT        *Exit
+  )
+{
+  UINT64   Event;
+  BOOLEAN  Instruction;
+
+  Exit->TaskSelector = (UINT16)(Exit->Info1 & HV_VMX_TASK_EXIT_SELECTOR_MASK);
+  Exit->TaskSource   = (UINT8)((Exit->Info1 & HV_VMX_TASK_EXIT_SOURCE_MASK) >> HV_VMX_TASK_EXIT_SOURCE_SHIFT);
+  Instruction        = (BOOLEAN)(Exit->TaskSource != HvTaskGate);
+  Event              = VmxRead (HV_VMCS_IDT_VECTORING_INFO);
+  if (!Instruction && ((Event & HV_VMX_EVENT_VALID) != 0)) {
+    switch (Event & HV_VMX_EVENT_TYPE_MASK) {
+      case HV_VMX_EVENT_TYPE_SOFTWARE:
+      case HV_VMX_EVENT_TYPE_PRIVILEGED_EXCEPTION:
+      case HV_VMX_EVENT_TYPE_SOFTWARE_EXCEPTION:
+        Instruction = TRUE;
+        break;
+    }
+  }
+
+  // The length is there for what an instruction asked for (SDM 28.2.5).
+  Exit->NextRip = Vcpu->Regs.Rip + (Instruction ? VmxRead (HV_VMCS_EXIT_INSTRUCTION_LENGTH) : 0);
+}
+
 STATIC
 RETURN_STATUS
 VmxEnter (
@@ -540,6 +575,9 @@ VmxEnter (
       break;
     case HvExitNestedFault:
       OnEpt (Reason, Exit, Redelivered);
+      break;
+    case HvExitTaskSwitch:
+      OnTaskSwitch (Vcpu, Exit);
       break;
     default:
       break;
