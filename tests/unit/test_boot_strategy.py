@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hvtools.boot.strategy import BootStrategy, State, StrategyError
-from hvtools.errors import UsageError
+from hvtools.errors import HvError, UsageError
 from hvtools.machines.protocols import Cause, ConsoleClosedError, ConsoleTimeoutError, Ending, MachineError
 from hvtools.machines.spec import MachineSpec
 
@@ -169,3 +169,18 @@ def test_the_power_goes_off_whatever_happens() -> None:
         strategy.transition("shell")
         raise KeyboardInterrupt
     assert machine.calls[-1] == "off"
+
+
+def test_a_machine_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = PlayedMachine("")
+
+    def on() -> None:
+        raise MachineError("the emulator does not connect its console")
+
+    def tail(lines: int) -> list[str]:
+        raise MachineError("the machine is off")
+
+    monkeypatch.setattr(machine, "on", on)
+    monkeypatch.setattr(machine, "tail", tail)
+    with pytest.raises(HvError, match="the emulator does not connect its console"):
+        BootStrategy(machine, True, 60).transition("shell")

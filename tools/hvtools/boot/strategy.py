@@ -187,6 +187,12 @@ class BootStrategy:
             why = f"the limit of {self._limit:.0f} s is over" if self.remaining == 0 else str(error)
             raise self._failed(f"the machine did not reach {goal}: {why}") from error
 
+    def _switch_on(self) -> None:
+        try:
+            self.machine.power.on()
+        except MachineError as error:
+            raise HvError(str(error)) from error  # there is no console whose last lines could explain it
+
     def _failed(self, message: str) -> StrategyError:
         log = last_lines(self.machine.hypervisor_log(), LOG_TAIL)
         self._failure = StrategyError(message, self.machine.console.tail(CONSOLE_TAIL), log)
@@ -198,7 +204,7 @@ class BootStrategy:
             self._start = time.monotonic()
             if self._observer is not None:
                 self._observer(State.OFF, 0.0)
-            machine.power.on()
+            self._switch_on()
             machine.monitor.resume()
             machine.console.expect([_FIRMWARE], self.remaining)
         elif state is State.SHELL:
