@@ -163,7 +163,8 @@ SLOW = sorted(
         for _, command in EVERY
         if command.split()[0] in ("boot", "trace")
         and not re.search(
-            r"\b[A-Z]{2,}\b|--(script|add|symbols|run|keep|picture|json|timeout|disk|firmware)\b|--on kvm|\bPLATFORM\b", command
+            r"\b[A-Z]{2,}\b|--(script|add|symbols|run|keep|picture|json|timeout|disk|firmware)\b|--on kvm|\bPLATFORM\b",
+            command,
         )
         and " " in command
         and "qemu64,-svm" not in command  # it says that it fails

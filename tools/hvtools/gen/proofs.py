@@ -91,7 +91,7 @@ def proofs(spec: Spec) -> Files:
     row.section()
     row.done()
     page = [
-        "Tests are named from the folder `tests` on: `unit` runs code on the build machine, `boot` on the emulated ones.",
+        "Tests are named below `tests`: `unit` runs the code on the build machine, `boot` on the emulated ones.",
         "",
         "## Exits",
         "",
