@@ -491,6 +491,7 @@ HvMemoryBuild (
   Host->LiftApicTrap   = (BOOLEAN)(Probe->SipiExits && (Options->Value[HvOptionApicTrap] == HV_OPTION_APIC_TRAP_AUTO));
   Host->HiddenCount    = Probe->HiddenCount;
   CopyMem (Host->Hidden, Probe->Hidden, sizeof (Host->Hidden));
+  HvCoreCpuidPrepare (Host);
   Host->FailCpu        = (UINT32)MIN (Options->Value[HvOptionFailCpu], MAX_UINT32);
   Host->FailAt         = (UINT32)Options->Value[HvOptionFailAt];
   Host->Corrupt        = (UINT32)Options->Value[HvOptionCorrupt];

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hvtools.bench import budgets, show
+from hvtools.bench import budgets, linux, nested, show
 from hvtools.bench.budgets import Budget, over_budget, read_budgets
 from hvtools.bench.figures import Figure, figure, read_report, report_of
 from hvtools.bench.shell import costs, parse
@@ -107,3 +107,30 @@ def test_a_change_is_shown() -> None:
     new = report_of([figure("exit.cpuid", "bochs-vmx", 1, "instructions", [100])])
     cells = [str(cell) for column in show.table(new, old).columns for cell in column.cells]
     assert "100 was 200 (-50.0%)" in cells
+
+
+SCRIPT_OUTPUT = """\
+hvbench: mark=idle uptime=10.00
+hvcheck: cpu when=now id=0 apic=0 signature=HvPkgHvPkgHv interface=1 features=0x3 backend=svm index=0 svm=0 vmx=0
+hvcheck: exits when=now cpu=0 cpuid=100 apic-write=10 total=110
+hvcheck: exits when=now cpu=1 cpuid=50 total=50
+hvbench: mark=load uptime=10.50
+hvcheck: exits when=now cpu=0 cpuid=120 apic-write=25 total=145
+hvcheck: exits when=now cpu=1 cpuid=60 wrmsr=1 total=61
+"""
+
+
+def test_exits_between_marks_are_those_of_all_processors() -> None:
+    seconds, kinds = linux._between(linux._marks(SCRIPT_OUTPUT), "idle", "load")
+    assert seconds == 0.5 and kinds == {"cpuid": 30, "apic-write": 15, "wrmsr": 1}
+    with pytest.raises(HvError, match="did not come to its mark 'end'"):
+        linux._between(linux._marks(SCRIPT_OUTPUT), "load", "end")
+
+
+def test_nested_tables_are_as_large_as_arithmetic_says() -> None:
+    found = {each.name: each.value for each in nested.measure()}
+    # 1 GiB: the leaves' tables and those above; 4 TiB in 1 GiB leaves: 8 tables of 512, and the top.
+    assert found["nested.1g.1g.bytes"] == 2 * 4096 and found["nested.2m.1g.bytes"] == 3 * 4096
+    assert found["nested.4k.1g.bytes"] == (512 + 3) * 4096
+    assert found["nested.1g.4t.bytes"] == 9 * 4096 and found["nested.2m.4t.bytes"] == (4096 + 9) * 4096
+    assert all(found[name.replace(".bytes", ".build")] > 0 for name in found if name.endswith(".bytes"))

@@ -45,6 +45,7 @@ typedef struct {
   UINT64    Base;
 } HV_SEGMENT;
 
+#define HV_SEGMENT_CONFORMING  BIT2 // of a code segment
 #define HV_SEGMENT_PRESENT  BIT7
 #define HV_SEGMENT_LONG     BIT9
 #define HV_SEGMENT_DB       BIT10

@@ -20,6 +20,10 @@
 #include <Library/HvPagingLib.h>
 #include <Library/HvSleepLib.h>
 
+// Builds are for size. On the path of the frequent exits every call counts, and what is off it must not weigh on it.
+#define HV_INLINE    inline __attribute__ ((always_inline))
+#define HV_NOINLINE  __attribute__ ((noinline))
+
 typedef struct _HV_HOST         HV_HOST;
 typedef struct _HV_VM           HV_VM;
 typedef struct _HV_CPU          HV_CPU;
@@ -49,6 +53,10 @@ typedef enum {
   HvActivityHalted,
   HvActivityWaitForSipi
 } HV_ACTIVITY;
+
+// Of HV_STATE_CONTROL, to be read alone by frequent exits.
+#define HV_STATE_CR4  BIT9
+#define HV_STATE_CPL  BIT10
 
 typedef struct {
   HV_SEGMENT    Segment[HvSegmentCount];
@@ -170,6 +178,29 @@ typedef struct {
   HV_INSN                   Insn;
 } HV_DECODED;
 
+#define HV_KNOWN_ENTRIES  4 ///< tables of a walk in 64-bit mode, but with 5 levels
+#define HV_KNOWN_BYTES    8 ///< of an instruction that is remembered
+
+///
+/// An instruction of 64-bit code that was fetched and decoded, with all that this depended on: what chose the tables, the
+/// entries of the walk, and the bytes. While these are the same, another fetch gives the same.
+///
+typedef struct {
+  UINT64        Rip;
+  UINT64        Cr3;
+  UINT64        Cr4;
+  UINT64        Efer;
+  UINT16        CsAttributes;                       ///< with CPL in it, for the segment is not a conforming one; 0: none
+  UINT64        Bytes;
+  UINT64        Mask;                               ///< of those of Bytes that are the instruction's
+  CONST VOID    *Code;                              ///< where they are
+  CONST VOID    *Entry[HV_KNOWN_ENTRIES];           ///< those that a walk does not have point to EntryValue
+  UINT64        EntryValue[HV_KNOWN_ENTRIES];
+  HV_INSN       Insn;
+} HV_KNOWN_INSN;
+
+#define HV_KNOWN_INSNS  8
+
 ///
 /// A virtual processor. It is changed only by the processor that holds it.
 ///
@@ -188,6 +219,7 @@ struct _HV_VCPU {
   BOOLEAN     StepIret;       ///< the step is over the IRET itself, which brings flags of its own
   UINT64      NmiIretRip;
   HV_DECODED  Decoded;
+  HV_KNOWN_INSN  Known[HV_KNOWN_INSNS]; ///< by RIP
 };
 
 ///
@@ -244,6 +276,10 @@ STATIC_ASSERT (OFFSET_OF (HV_CPU, LaunchRip) == HV_CPU_LAUNCH_RIP, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_CPU, StackTop) == HV_CPU_STACK_TOP, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_CPU, NmiCount) == HV_CPU_NMI_COUNT, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_CPU, NmiSettled) == HV_CPU_NMI_SETTLED, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_REGS, Rax) == HV_REGS_RAX, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_REGS, Rbx) == HV_REGS_RBX, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_REGS, Rcx) == HV_REGS_RCX, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_REGS, Rdx) == HV_REGS_RDX, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_REGS, Rsp) == HV_REGS_RSP, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_REGS, Rdi) == HV_REGS_RDI, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_REGS, R15) == HV_REGS_R15, "HvAsm.h");
@@ -271,6 +307,24 @@ typedef struct {
 } HV_CPUID_HIDDEN;
 
 #define HV_CPUID_HIDDEN_MAX  8
+
+///
+/// What the root sees otherwise than the processor says, in one register.
+///
+typedef struct {
+  UINT32    Leaf;
+  UINT32    SubLeaf;     ///< where SubLeafMask is not 0
+  UINT32    SubLeafMask; ///< 0 for every subleaf
+  UINT32    Gpr;         ///< index in HV_REGS
+  UINT32    Keep;        ///< bits that are the processor's
+  UINT32    Set;
+  UINT32    Mirror;      ///< bit that is 1 while this one of the guest's CR4 is
+  UINT32    Cr4;
+} HV_CPUID_ROW;
+
+#define HV_CPUID_NO_LEAF   MAX_UINT32
+#define HV_CPUID_ROWS_MAX     32
+#define HV_CPUID_LEAVES       32 ///< that can have rows: so many of the basic leaves, and of the extended
 
 ///
 /// The host: everything that is there once. Written before the launch, read-only after it but for the marked fields.
@@ -302,6 +356,8 @@ struct _HV_HOST {
   BOOLEAN                 EntryCheck;      ///< test option entry_check
   UINT32                  HiddenCount;
   HV_CPUID_HIDDEN         Hidden[HV_CPUID_HIDDEN_MAX];
+  HV_CPUID_ROW            CpuidRow[HV_CPUID_ROWS_MAX];        ///< by leaf; behind the last, HV_CPUID_NO_LEAF
+  UINT8                   CpuidFirst[2 * HV_CPUID_LEAVES];    ///< basic, then extended: a leaf's first row + 1, or 0
   UINT8                   AddressBits;
   volatile UINT8          BootDone;
   volatile UINT8          FirmwareDone;

@@ -15,6 +15,12 @@
 //
 // Register offsets in the APIC page (SDM APIC.4.1, APM2 16.3.2).
 //
+///
+/// The lower half of an interrupt command that is an ordinary IPI has these bits alone: vector, logical destination,
+/// assert, shorthand (SDM APIC.6.1, APIC.12.9).
+///
+#define HV_APIC_ICR_FIXED  (0xFFu | BIT11 | BIT14 | BIT18 | BIT19)
+
 #define HV_APIC_REG_ID             0x020
 #define HV_APIC_REG_VERSION        0x030
 #define HV_APIC_REG_TPR            0x080
@@ -103,6 +109,24 @@ HvApicDecodeIcr (
   IN  BOOLEAN  X2Apic,
   OUT HV_IPI   *Ipi
   );
+
+/**
+  Tells whether an interrupt command is an ordinary IPI: fixed delivery, edge-triggered, no reserved bit set.
+
+  @param[in] Low  The lower half of the command.
+
+  @retval TRUE   It is, and so neither INIT nor SIPI.
+  @retval FALSE  It may be anything.
+
+  @par Context: Any
+**/
+STATIC inline BOOLEAN
+HvApicIsFixed (
+  IN UINT32  Low
+  )
+{
+  return (BOOLEAN)((Low & ~(UINT32)HV_APIC_ICR_FIXED) == 0);
+}
 
 /**
   Tells whether one processor is addressed by an IPI.

@@ -9,6 +9,7 @@
 
 #include <Hv/HvFinding.h>
 #include <Hv/HvTypes.h>
+#include <Generated/HvCpuid.h>
 
 ///
 /// One requirement of a backend, as a check found it.
@@ -277,24 +278,156 @@ HvCoreDumpEnd (
   IN     UINT32       Parts
   );
 
-/**
-  Answers CPUID as the root sees it.
+//
+// The exits that a running system cannot avoid, where nothing is out of the ordinary. The world switch asks for them,
+// through its backend, before it leaves the guest's state: only RAX, RBX, RCX, RDX, RSI, RDI and R8 to R11 are in
+// Vcpu->Regs, GS is not the host's and, under SVM, TR is not either, and no NMI comes. The guest is neither
+// single-stepping nor in an interrupt shadow. An exit that is dealt with is counted; RIP is the backend's to move. One
+// that is not has changed nothing, and goes the way of all others, through HvCoreRun.
+//
 
-  @param[in]  Cpu        This processor.
-  @param[in]  Cr4        The guest's CR4, which some bits mirror.
-  @param[in]  Leaf       EAX.
-  @param[in]  SubLeaf    ECX.
-  @param[out] Registers  EAX, EBX, ECX, EDX.
+/**
+  Whether bits of a CPUID leaf mirror CR4, so that the guest's has to be known.
+
+  @param[in] Leaf  EAX.
+
+  @retval TRUE   They do.
+  @retval FALSE  They do not.
+
+  @par Context: Any
+**/
+STATIC HV_INLINE BOOLEAN
+HvCoreCpuidMirrorsCr4 (
+  IN UINT32  Leaf
+  )
+{
+  return (BOOLEAN)((Leaf == HV_CPUID_1) || (Leaf == HV_CPUID_7));
+}
+
+/**
+  CPUID.
+
+  @param[in,out] Vcpu  The vCPU that made the exit.
+  @param[in]     Cr4   The guest's, where HvCoreCpuidMirrorsCr4 says so.
+
+  @retval TRUE  Dealt with, always.
 
   @par Context: Host
 **/
+BOOLEAN
+HvCoreQuickCpuid (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT64   Cr4
+  );
+
+/**
+  VMCALL or VMMCALL.
+
+  @param[in,out] Vcpu  The vCPU that made the exit.
+  @param[in]     Cpl   Its privilege level.
+
+  @retval TRUE   Dealt with.
+  @retval FALSE  Not.
+
+  @par Context: Host
+**/
+BOOLEAN
+HvCoreQuickCall (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT8    Cpl
+  );
+
+/**
+  WRMSR.
+
+  @param[in,out] Vcpu  The vCPU that made the exit.
+
+  @retval TRUE   Dealt with: it was an ordinary IPI in x2APIC mode.
+  @retval FALSE  Not.
+
+  @par Context: Host
+**/
+BOOLEAN
+HvCoreQuickWrmsr (
+  IN OUT HV_VCPU  *Vcpu
+  );
+
+/**
+  A write that faulted in the nested tables.
+
+  @param[in,out] Vcpu  The vCPU that made the exit.
+  @param[in]     Gpa   Where it writes.
+  @param[in]     Insn  The instruction.
+
+  @retval TRUE   Dealt with: it was a plain store to a register of the local APIC that the root may write as it likes.
+  @retval FALSE  Not.
+
+  @par Context: Host
+**/
+BOOLEAN
+HvCoreQuickStore (
+  IN OUT HV_VCPU        *Vcpu,
+  IN     UINT64         Gpa,
+  IN     CONST HV_INSN  *Insn
+  );
+
+/**
+  The instruction at RIP, if it was decoded before and a fetch would give it again. The arguments are the guest's state
+  now; nothing is known of code that is not 64-bit code.
+
+  @param[in] Vcpu          The vCPU.
+  @param[in] Rip           As HvCoreDecode found them.
+  @param[in] Cr3           The same.
+  @param[in] Cr4           The same.
+  @param[in] Efer          The same.
+  @param[in] CsAttributes  The same.
+
+  @return  The instruction, or NULL.
+
+  @par Context: Host
+**/
+STATIC HV_INLINE CONST HV_INSN *
+HvCoreKnownInsn (
+  IN CONST HV_VCPU  *Vcpu,
+  IN UINT64         Rip,
+  IN UINT64         Cr3,
+  IN UINT64         Cr4,
+  IN UINT64         Efer,
+  IN UINT16         CsAttributes
+  )
+{
+  CONST HV_KNOWN_INSN  *Known;
+
+  Known = &Vcpu->Known[Rip % HV_KNOWN_INSNS];
+  if ((Known->Rip != Rip) || (Known->Cr3 != Cr3) || (Known->Cr4 != Cr4) || (Known->Efer != Efer) ||
+      (Known->CsAttributes != CsAttributes))
+  {
+    return NULL;
+  }
+
+  // Other processors change tables and code without asking: all of it is looked at again, from the top as a walk does.
+  if ((*(CONST volatile UINT64 *)Known->Entry[0] != Known->EntryValue[0]) ||
+      (*(CONST volatile UINT64 *)Known->Entry[1] != Known->EntryValue[1]) ||
+      (*(CONST volatile UINT64 *)Known->Entry[2] != Known->EntryValue[2]) ||
+      (*(CONST volatile UINT64 *)Known->Entry[3] != Known->EntryValue[3]) ||
+      (((*(CONST volatile UINT64 *)Known->Code ^ Known->Bytes) & Known->Mask) != 0))
+  {
+    return NULL;
+  }
+
+  return &Known->Insn;
+}
+
+/**
+  Makes the rows by which CPUID is answered, from the policy and from what the backend found missing (Host->Hidden).
+
+  @param[in,out] Host  The host.
+
+  @par Context: Any
+**/
 VOID
-HvCoreCpuid (
-  IN  HV_CPU  *Cpu,
-  IN  UINT64  Cr4,
-  IN  UINT32  Leaf,
-  IN  UINT32  SubLeaf,
-  OUT UINT32  Registers[4]
+HvCoreCpuidPrepare (
+  IN OUT HV_HOST  *Host
   );
 
 ///

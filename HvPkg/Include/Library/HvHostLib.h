@@ -8,6 +8,7 @@
 #define HV_HOST_LIB_H_
 
 #include <Hv/HvTypes.h>
+#include <Library/BaseLib.h>
 #include <Library/SynchronizationLib.h>
 
 /**
@@ -136,6 +137,43 @@ HvHostWriteMsr (
   IN UINT32  Msr,
   IN UINT64  Value
   );
+
+/**
+  CPUID in a guest's registers: EAX and ECX say what, and the answer takes all of RAX, RBX, RCX and RDX.
+
+  @param[in,out] Regs  The registers.
+
+  @par Context: Host
+**/
+STATIC inline VOID
+HvHostCpuid (
+  IN OUT HV_REGS  *Regs
+  )
+{
+ #ifdef HV_HOST_FAKE
+  UINT32  Answer[4];
+
+  // The tests of the core replace BaseLib.
+  AsmCpuidEx ((UINT32)Regs->Rax, (UINT32)Regs->Rcx, &Answer[0], &Answer[1], &Answer[2], &Answer[3]);
+  Regs->Rax = Answer[0];
+  Regs->Rbx = Answer[1];
+  Regs->Rcx = Answer[2];
+  Regs->Rdx = Answer[3];
+ #else
+  UINT64  Rax;
+  UINT64  Rbx;
+  UINT64  Rcx;
+  UINT64  Rdx;
+
+  Rax = Regs->Rax;
+  Rcx = Regs->Rcx;
+  __asm__ __volatile__ ("cpuid" : "+a" (Rax), "=b" (Rbx), "+c" (Rcx), "=d" (Rdx));
+  Regs->Rax = Rax;
+  Regs->Rbx = Rbx;
+  Regs->Rcx = Rcx;
+  Regs->Rdx = Rdx;
+ #endif
+}
 
 /**
   XSETBV that survives #GP and #UD.

@@ -42,6 +42,37 @@ VOID
   );
 
 /**
+  Answers CPUID as the root sees it, in the vCPU's registers.
+
+  @param[in,out] Vcpu  The vCPU; EAX and ECX are the question.
+  @param[in]     Cr4   The guest's, where HvCoreCpuidMirrorsCr4 says so.
+
+  @par Context: Host
+**/
+VOID
+HvCoreCpuid (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT64   Cr4
+  );
+
+/**
+  Carries out a hypercall that needs nothing but its number.
+
+  @param[in]  Call    The number.
+  @param[out] Result  What the guest gets.
+
+  @retval TRUE   It is such a call.
+  @retval FALSE  It is another.
+
+  @par Context: Host
+**/
+BOOLEAN
+HvCoreSimpleCall (
+  IN  UINT64  Call,
+  OUT UINT64  *Result
+  );
+
+/**
   CPUID: answered as HvCoreCpuid says.
 
   @param[in,out] Cpu   This processor.

@@ -17,72 +17,222 @@ STATIC CONST struct {
   HV_CPUID_ROOT_POLICY_LIST (POLICY_ROW)
 };
 
-VOID
-HvCoreCpuid (
-  IN  HV_CPU  *Cpu,
-  IN  UINT64  Cr4,
-  IN  UINT32  Leaf,
-  IN  UINT32  SubLeaf,
-  OUT UINT32  Registers[4]
+///
+/// Bits that mirror CR4: the processor looks at the host's.
+///
+STATIC CONST struct {
+  UINT32    Leaf;
+  UINT32    SubLeaf;
+  UINT32    SubLeafMask;
+  UINT32    Register;
+  UINT32    Bit;
+  UINT32    Cr4;
+} mMirrors[] = {
+  { HV_CPUID_1, 0, 0,          HV_CPUID_REG_ECX, HV_CPUID_1_ECX_OSXSAVE, HV_CR4_OSXSAVE },
+  { HV_CPUID_7, 0, MAX_UINT32, HV_CPUID_REG_ECX, HV_CPUID_7_ECX_OSPKE,   HV_CR4_PKE     },
+};
+
+STATIC_ASSERT (ARRAY_SIZE (mPolicy) + ARRAY_SIZE (mMirrors) + HV_CPUID_HIDDEN_MAX < HV_CPUID_ROWS_MAX, "HvTypes.h");
+
+///
+/// The entry of a leaf in Host->CpuidFirst; NULL for one that cannot have rows.
+///
+STATIC
+UINT8 *
+FirstRow (
+  IN HV_HOST  *Host,
+  IN UINT32   Leaf
   )
 {
-  UINTN   Row;
-  UINT64  Status;
+  // Most leaves are basic ones.
+  if (Leaf < HV_CPUID_LEAVES) {
+    return &Host->CpuidFirst[Leaf];
+  }
 
+  Leaf -= HV_CPUID_80000000;
+  return (Leaf < HV_CPUID_LEAVES) ? &Host->CpuidFirst[HV_CPUID_LEAVES + Leaf] : NULL;
+}
+
+///
+/// The row for a register of a leaf: a new one, if there is none. The rows of a leaf stand together.
+///
+STATIC
+HV_CPUID_ROW *
+RowFor (
+  IN OUT HV_HOST  *Host,
+  IN     UINT32   Leaf,
+  IN     UINT32   SubLeaf,
+  IN     UINT32   SubLeafMask,
+  IN     UINT32   Register
+  )
+{
+  STATIC CONST UINT8  Gpr[4] = { HV_REGS_RAX / 8, HV_REGS_RBX / 8, HV_REGS_RCX / 8, HV_REGS_RDX / 8 };
+  HV_CPUID_ROW        *Row;
+  HV_CPUID_ROW        *End;
+  UINTN               Index;
+
+  for (Row = Host->CpuidRow; (Row->Leaf != HV_CPUID_NO_LEAF) && (Row->Leaf <= Leaf); Row++) {
+    if ((Row->Leaf == Leaf) && (Row->SubLeaf == SubLeaf) && (Row->SubLeafMask == SubLeafMask) && (Row->Gpr == Gpr[Register])) {
+      return Row;
+    }
+  }
+
+  for (End = Row; End->Leaf != HV_CPUID_NO_LEAF; End++) {
+  }
+
+  CopyMem (Row + 1, Row, (UINTN)(End + 1) - (UINTN)Row);
+  ZeroMem (Row, sizeof (*Row));
+  Row->Leaf        = Leaf;
+  Row->SubLeaf     = SubLeaf;
+  Row->SubLeafMask = SubLeafMask;
+  Row->Gpr         = Gpr[Register];
+  Row->Keep        = MAX_UINT32;
+  for (Index = ARRAY_SIZE (Host->CpuidRow); Index-- > 0;) {
+    if (Host->CpuidRow[Index].Leaf < HV_CPUID_NO_LEAF) {
+      *FirstRow (Host, Host->CpuidRow[Index].Leaf) = (UINT8)(Index + 1);
+    }
+  }
+
+  return Row;
+}
+
+VOID
+HvCoreCpuidPrepare (
+  IN OUT HV_HOST  *Host
+  )
+{
+  HV_CPUID_ROW  *Row;
+  UINTN         Index;
+
+  ZeroMem (Host->CpuidFirst, sizeof (Host->CpuidFirst));
+  for (Index = 0; Index < ARRAY_SIZE (Host->CpuidRow); Index++) {
+    Host->CpuidRow[Index].Leaf = HV_CPUID_NO_LEAF;
+  }
+
+  for (Index = 0; Index < ARRAY_SIZE (mPolicy); Index++) {
+    Row       = RowFor (Host, mPolicy[Index].Leaf, 0, 0, mPolicy[Index].Register);
+    Row->Keep = ~mPolicy[Index].Clear;
+    Row->Set  = mPolicy[Index].Set;
+  }
+
+  for (Index = 0; Index < ARRAY_SIZE (mMirrors); Index++) {
+    Row = RowFor (
+            Host,
+            mMirrors[Index].Leaf,
+            mMirrors[Index].SubLeaf,
+            mMirrors[Index].SubLeafMask,
+            mMirrors[Index].Register
+            );
+    Row->Keep  &= ~mMirrors[Index].Bit;
+    Row->Mirror = mMirrors[Index].Bit;
+    Row->Cr4    = mMirrors[Index].Cr4;
+  }
+
+  for (Index = 0; Index < Host->HiddenCount; Index++) {
+    Row = RowFor (
+            Host,
+            Host->Hidden[Index].Leaf,
+            Host->Hidden[Index].SubLeaf,
+            MAX_UINT32,
+            Host->Hidden[Index].Register
+            );
+    Row->Keep &= ~Host->Hidden[Index].Bits;
+  }
+}
+
+///
+/// Applies the rows of a leaf to the processor's answer.
+///
+STATIC
+HV_NOINLINE
+VOID
+Change (
+  IN OUT HV_REGS             *Regs,
+  IN     CONST HV_CPUID_ROW  *Row,
+  IN     UINT64              Cr4
+  )
+{
+  UINT32  Leaf;
+  UINT32  SubLeaf;
+
+  Leaf    = Row->Leaf;
+  SubLeaf = (UINT32)Regs->Rcx;
+  HvHostCpuid (Regs);
+  do {
+    if (((Row->SubLeaf ^ SubLeaf) & Row->SubLeafMask) == 0) {
+      Regs->Index[Row->Gpr] &= Row->Keep;
+      Regs->Index[Row->Gpr] |= Row->Set;
+      if ((Cr4 & Row->Cr4) != 0) {
+        Regs->Index[Row->Gpr] |= Row->Mirror;
+      }
+    }
+
+    Row++;
+  } while (Row->Leaf == Leaf);
+}
+
+///
+/// Leaves of our own. What a hypervisor below offers is not for our root.
+///
+STATIC
+HV_NOINLINE
+VOID
+AnswerOwn (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT32   Leaf
+  )
+{
+  HV_REGS  *Regs;
+  UINT64   Status;
+
+  Regs = &Vcpu->Regs;
   switch (Leaf) {
     case HV_CPUID_40000000:
-      Registers[0] = HV_CPUID_HYPERVISOR_MAX;
-      Registers[1] = HV_CPUID_SIGNATURE_EBX;
-      Registers[2] = HV_CPUID_SIGNATURE_ECX;
-      Registers[3] = HV_CPUID_SIGNATURE_EDX;
-      return;
+      Regs->Rax = HV_CPUID_HYPERVISOR_MAX;
+      Regs->Rbx = HV_CPUID_SIGNATURE_EBX;
+      Regs->Rcx = HV_CPUID_SIGNATURE_ECX;
+      Regs->Rdx = HV_CPUID_SIGNATURE_EDX;
+      break;
     case HV_CPUID_40000001:
-      Registers[0] = HV_CPUID_INTERFACE_VERSION;
-      Registers[1] = HV_CPUID_FEATURE_STATUS | HV_CPUID_FEATURE_HYPERCALL;
-      Registers[2] = Cpu->Host->Ops->Id;
-      Registers[3] = Cpu->Index;
-      return;
+      Regs->Rax = HV_CPUID_INTERFACE_VERSION;
+      Regs->Rbx = HV_CPUID_FEATURE_STATUS | HV_CPUID_FEATURE_HYPERCALL;
+      Regs->Rcx = Vcpu->Cpu->Host->Ops->Id;
+      Regs->Rdx = Vcpu->Cpu->Index;
+      break;
     case HV_CPUID_40000002:
-      Status       = (UINTN)Cpu->Host->Status;
-      Registers[0] = (UINT32)Status;
-      Registers[1] = (UINT32)RShiftU64 (Status, 32);
-      Registers[2] = (UINT32)Cpu->Host->SharedBytes;
-      Registers[3] = 0;
-      return;
+      Status    = (UINTN)Vcpu->Cpu->Host->Status;
+      Regs->Rax = (UINT32)Status;
+      Regs->Rbx = RShiftU64 (Status, 32);
+      Regs->Rcx = (UINT32)Vcpu->Cpu->Host->SharedBytes;
+      Regs->Rdx = 0;
+      break;
+    default:
+      Regs->Rax = 0;
+      Regs->Rbx = 0;
+      Regs->Rcx = 0;
+      Regs->Rdx = 0;
   }
+}
 
-  if ((Leaf & 0xF0000000) == HV_CPUID_40000000) {
-    // What a hypervisor below offers is not for our root.
-    ZeroMem (Registers, 4 * sizeof (UINT32));
-    return;
-  }
+VOID
+HvCoreCpuid (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT64   Cr4
+  )
+{
+  HV_HOST      *Host;
+  CONST UINT8  *First;
+  UINT32       Leaf;
 
-  AsmCpuidEx (Leaf, SubLeaf, &Registers[0], &Registers[1], &Registers[2], &Registers[3]);
-  // The rows are in the order of the leaves, and most leaves come before most rows.
-  for (Row = 0; (Row < ARRAY_SIZE (mPolicy)) && (mPolicy[Row].Leaf <= Leaf); Row++) {
-    if (mPolicy[Row].Leaf == Leaf) {
-      Registers[mPolicy[Row].Register] &= ~mPolicy[Row].Clear;
-      Registers[mPolicy[Row].Register] |= mPolicy[Row].Set;
-    }
-  }
-
-  for (Row = 0; Row < Cpu->Host->HiddenCount; Row++) {
-    if ((Cpu->Host->Hidden[Row].Leaf == Leaf) && (Cpu->Host->Hidden[Row].SubLeaf == SubLeaf)) {
-      Registers[Cpu->Host->Hidden[Row].Register] &= ~Cpu->Host->Hidden[Row].Bits;
-    }
-  }
-
-  // These bits mirror CR4, and the processor looked at the host's.
-  if (Leaf == HV_CPUID_1) {
-    Registers[2] &= ~(UINT32)HV_CPUID_1_ECX_OSXSAVE;
-    if ((Cr4 & HV_CR4_OSXSAVE) != 0) {
-      Registers[2] |= HV_CPUID_1_ECX_OSXSAVE;
-    }
-  } else if ((Leaf == HV_CPUID_7) && (SubLeaf == 0)) {
-    Registers[2] &= ~(UINT32)HV_CPUID_7_ECX_OSPKE;
-    if ((Cr4 & HV_CR4_PKE) != 0) {
-      Registers[2] |= HV_CPUID_7_ECX_OSPKE;
-    }
+  Host  = Vcpu->Cpu->Host;
+  Leaf  = (UINT32)Vcpu->Regs.Rax;
+  First = FirstRow (Host, Leaf);
+  if ((First != NULL) && (*First != 0)) {
+    Change (&Vcpu->Regs, &Host->CpuidRow[*First - 1], Cr4);
+  } else if ((Leaf & 0xF0000000) == HV_CPUID_40000000) {
+    AnswerOwn (Vcpu, Leaf);
+  } else {
+    HvHostCpuid (&Vcpu->Regs);
   }
 }
 
@@ -94,21 +244,13 @@ HvOnCpuid (
   )
 {
   HV_VCPU_STATE  State;
-  UINT32         Registers[4];
-  UINT32         Leaf;
 
-  // Only these leaves mirror CR4, and reading it costs more than the rest of most answers.
-  Leaf      = (UINT32)Vcpu->Regs.Rax;
   State.Cr4 = 0;
-  if ((Leaf == HV_CPUID_1) || (Leaf == HV_CPUID_7)) {
-    Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL, &State);
+  if (HvCoreCpuidMirrorsCr4 ((UINT32)Vcpu->Regs.Rax)) {
+    Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CR4, &State);
   }
 
-  HvCoreCpuid (Cpu, State.Cr4, Leaf, (UINT32)Vcpu->Regs.Rcx, Registers);
-  Vcpu->Regs.Rax = Registers[0];
-  Vcpu->Regs.Rbx = Registers[1];
-  Vcpu->Regs.Rcx = Registers[2];
-  Vcpu->Regs.Rdx = Registers[3];
+  HvCoreCpuid (Vcpu, State.Cr4);
   HvCoreRetire (Cpu, Vcpu, Exit, 0);
 }
 

@@ -29,6 +29,24 @@ BootDone (
   }
 }
 
+BOOLEAN
+HvCoreSimpleCall (
+  IN  UINT64  Call,
+  OUT UINT64  *Result
+  )
+{
+  switch (Call) {
+    case HV_HC_NULL:
+      *Result = HV_HC_OK;
+      return TRUE;
+    case HV_HC_VERSION:
+      *Result = HV_CPUID_INTERFACE_VERSION;
+      return TRUE;
+    default:
+      return FALSE;
+  }
+}
+
 VOID
 HvOnHypercall (
   IN OUT HV_CPU   *Cpu,
@@ -44,7 +62,7 @@ HvOnHypercall (
   Host = Cpu->Host;
   Call = Vcpu->Regs.Rax;
   Rip  = Vcpu->Regs.Rip;
-  Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL, &State);
+  Host->Ops->StateGet (Vcpu, HV_STATE_CPL, &State);
   if ((State.Cpl != 0) || ((Call & ~(UINT64)MAX_UINT16) != HV_HC_MAGIC)) {
     // As on a processor without VMX or SVM.
     HvCoreRaise (Vcpu, HV_VECTOR_UD);
@@ -52,13 +70,11 @@ HvOnHypercall (
   }
 
   HvCoreRetire (Cpu, Vcpu, Exit, 0);
+  if (HvCoreSimpleCall (Call, &Vcpu->Regs.Rax)) {
+    return;
+  }
+
   switch (Call) {
-    case HV_HC_NULL:
-      Vcpu->Regs.Rax = HV_HC_OK;
-      break;
-    case HV_HC_VERSION:
-      Vcpu->Regs.Rax = HV_CPUID_INTERFACE_VERSION;
-      break;
     case HV_HC_BOOT_DONE:
       BootDone (Cpu);
       Vcpu->Regs.Rax = HV_HC_OK;

@@ -228,6 +228,47 @@ FetchBytes (
   return TRUE;
 }
 
+///
+/// Remembers the instruction that was just decoded for HvCoreKnownInsn, where that can tell whether it is still there:
+/// 64-bit code, few bytes, not more tables than there is room for, a code segment that says the privilege level.
+///
+STATIC
+VOID
+Remember (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  CONST HV_DECODED  *Decoded;
+  HV_KNOWN_INSN     *Known;
+  UINTN             Entries;
+  UINTN             Index;
+
+  // The last two words are the code's.
+  Decoded = &Vcpu->Decoded;
+  if ((Decoded->Words < 3) || (Decoded->Words - 2 > HV_KNOWN_ENTRIES) || (Decoded->Insn.Mode != 64) ||
+      (Decoded->Insn.Length > HV_KNOWN_BYTES) || ((Decoded->CsAttributes & HV_SEGMENT_CONFORMING) != 0))
+  {
+    return;
+  }
+
+  Entries             = Decoded->Words - 2;
+  Known               = &Vcpu->Known[Decoded->Rip % HV_KNOWN_INSNS];
+  Known->Rip          = Decoded->Rip;
+  Known->Cr3          = Decoded->Cr3;
+  Known->Cr4          = Decoded->Cr4;
+  Known->Efer         = Decoded->Efer;
+  Known->CsAttributes = Decoded->CsAttributes;
+  Known->Code         = (CONST VOID *)(UINTN)Decoded->Word[Entries];
+  Known->Bytes        = Decoded->Value[Entries];
+  Known->Mask         = MAX_UINT64 >> (64 - 8 * Decoded->Insn.Length);
+  for (Index = 0; Index < HV_KNOWN_ENTRIES; Index++) {
+    Known->EntryValue[Index] = (Index < Entries) ? Decoded->Value[Index] : 0;
+    Known->Entry[Index]      = (Index < Entries) ? (CONST VOID *)(UINTN)Decoded->Word[Index] : &Known->EntryValue[Index];
+  }
+
+  CopyMem (&Known->Insn, &Decoded->Insn, sizeof (Known->Insn));
+}
+
 CONST HV_INSN *
 HvCoreDecode (
   IN OUT HV_CPU   *Cpu,
@@ -279,6 +320,7 @@ HvCoreDecode (
 
   Status = HvDecode (Bytes, Count, Mode, Insn);
   if (!RETURN_ERROR (Status)) {
+    Remember (Vcpu);
     return Insn;
   }
 

@@ -39,10 +39,11 @@ CurrentCpu (
   VOID
   )
 {
-  HV_CPU  *Cpu;
+  IA32_DESCRIPTOR  Gdtr;
 
-  __asm__ __volatile__ ("movq %%gs:%c1, %0" : "=r" (Cpu) : "i" (HV_CPU_SELF));
-  return Cpu;
+  // Every processor has its own, and every exit loads it. GS may be the guest's (HvCoreQuick).
+  AsmReadGdtr (&Gdtr);
+  return BASE_CR (Gdtr.Base, HV_CPU, Gdt);
 }
 
 VOID

@@ -151,6 +151,11 @@ SvmStateGet (
   CONST HV_VMCB_SAVE  *Save;
 
   Save = &Vmcb (Vcpu)->Save;
+  if ((Mask & (HV_STATE_CR4 | HV_STATE_CPL | HV_STATE_CONTROL)) != 0) {
+    State->Cr4 = Save->Cr4;
+    State->Cpl = Save->Cpl;
+  }
+
   if ((Mask & HV_STATE_SEGMENTS) != 0) {
     // ES CS SS DS stand in the VMCB as in HV_SEGMENT_NAME, and an entry has the same fields.
     CopyMem (&State->Segment[HvSegmentEs], &Save->Es, 4 * sizeof (HV_SEGMENT));
@@ -187,9 +192,7 @@ SvmStateGet (
   if ((Mask & HV_STATE_CONTROL) != 0) {
     State->Cr0  = Save->Cr0;
     State->Cr3  = Save->Cr3;
-    State->Cr4  = Save->Cr4;
     State->Efer = Save->Efer & ~HV_EFER_SVME;
-    State->Cpl  = Save->Cpl;
   }
 
   if ((Mask & HV_STATE_CR2) != 0) {
@@ -334,6 +337,160 @@ ExitKind (
   }
 
   return HvExitUnknown;
+}
+
+///
+/// Whether nothing but RIP and RF changes behind the instruction that made the exit; the rest is left to HvCoreRetire.
+///
+STATIC HV_INLINE
+BOOLEAN
+IsOrdinary (
+  IN CONST HV_VMCB  *Block
+  )
+{
+  return (BOOLEAN)(((Block->Save.Rflags & HV_RFLAGS_TF) == 0) && ((Block->Control.InterruptShadow & BIT0) == 0));
+}
+
+STATIC HV_INLINE
+CONST HV_INSN *
+KnownInsn (
+  IN CONST HV_VCPU       *Vcpu,
+  IN CONST HV_VMCB_SAVE  *Save
+  )
+{
+  return HvCoreKnownInsn (Vcpu, Save->Rip, Save->Cr3, Save->Cr4, Save->Efer & ~HV_EFER_SVME, Save->Cs.Attributes);
+}
+
+///
+/// What is behind the instruction: as the processor says, else as it was decoded before. 0: neither.
+///
+STATIC HV_INLINE
+UINT64
+NextRip (
+  IN CONST HV_VCPU  *Vcpu,
+  IN CONST HV_VMCB  *Block
+  )
+{
+  CONST HV_INSN  *Insn;
+
+  if (Block->Control.NextRip != 0) {
+    return Block->Control.NextRip;
+  }
+
+  Insn = KnownInsn (Vcpu, &Block->Save);
+  return (Insn == NULL) ? 0 : Block->Save.Rip + Insn->Length;
+}
+
+STATIC HV_INLINE
+VOID
+MoveOn (
+  IN OUT HV_VMCB  *Block,
+  IN     UINT64   Rip
+  )
+{
+  Block->Save.Rip           = Rip;
+  Block->Save.Rflags       &= ~(UINT64)HV_RFLAGS_RF;
+  Block->Control.TlbControl = HV_SVM_TLB_NOTHING;
+  Block->Control.EventInj   = 0;
+}
+
+///
+/// A write to a page that is mapped read-only.
+///
+STATIC
+HV_NOINLINE
+BOOLEAN
+QuickFault (
+  IN OUT HV_VCPU  *Vcpu,
+  IN OUT HV_VMCB  *Block
+  )
+{
+  CONST HV_INSN  *Insn;
+
+  if (((Block->Control.ExitInfo1 & (HV_NPF_WRITE | HV_NPF_TABLE)) != HV_NPF_WRITE) ||
+      ((Block->Control.ExitIntInfo & HV_SVM_EVENT_VALID) != 0) || !IsOrdinary (Block))
+  {
+    return FALSE;
+  }
+
+  // NextRip is not defined for a fault.
+  Insn = KnownInsn (Vcpu, &Block->Save);
+  if ((Insn == NULL) || !HvCoreQuickStore (Vcpu, Block->Control.ExitInfo2, Insn)) {
+    return FALSE;
+  }
+
+  MoveOn (Block, Block->Save.Rip + Insn->Length);
+  return TRUE;
+}
+
+///
+/// An instruction that the core may leave to its handler.
+///
+STATIC
+HV_NOINLINE
+BOOLEAN
+QuickInstruction (
+  IN OUT HV_VCPU  *Vcpu,
+  IN OUT HV_VMCB  *Block
+  )
+{
+  UINT64   Rip;
+  BOOLEAN  Done;
+
+  Rip = IsOrdinary (Block) ? NextRip (Vcpu, Block) : 0;
+  if (Rip == 0) {
+    return FALSE;
+  }
+
+  Done = (Block->Control.ExitCode == HV_SVM_EXIT_VMMCALL) ? HvCoreQuickCall (Vcpu, Block->Save.Cpl)
+                                                          : HvCoreQuickWrmsr (Vcpu);
+  if (Done) {
+    MoveOn (Block, Rip);
+  }
+
+  return Done;
+}
+
+STATIC
+HV_NOINLINE
+BOOLEAN
+QuickOther (
+  IN OUT HV_VCPU  *Vcpu,
+  IN OUT HV_VMCB  *Block
+  )
+{
+  switch (Block->Control.ExitCode) {
+    case HV_SVM_EXIT_NPF:
+      return QuickFault (Vcpu, Block);
+    case HV_SVM_EXIT_VMMCALL:
+      return QuickInstruction (Vcpu, Block);
+    case HV_SVM_EXIT_MSR:
+      return (BOOLEAN)((Block->Control.ExitInfo1 != 0) && QuickInstruction (Vcpu, Block));
+    default:
+      return FALSE;
+  }
+}
+
+BOOLEAN
+HvSvmQuick (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  HV_VMCB  *Block;
+  UINT64   Rip;
+
+  Block = Vmcb (Vcpu);
+  if (Block->Control.ExitCode != HV_SVM_EXIT_CPUID) {
+    return QuickOther (Vcpu, Block);
+  }
+
+  Rip = IsOrdinary (Block) ? NextRip (Vcpu, Block) : 0;
+  if (Rip == 0) {
+    return FALSE;
+  }
+
+  MoveOn (Block, Rip);
+  return HvCoreQuickCpuid (Vcpu, Block->Save.Cr4);
 }
 
 STATIC

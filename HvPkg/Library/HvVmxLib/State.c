@@ -163,6 +163,16 @@ VmxStateGet (
   UINT64    Value;
 
   Vmx = VmxVcpu (Vcpu);
+  if ((Mask & (HV_STATE_CR4 | HV_STATE_CONTROL)) != 0) {
+    State->Cr4 = VmxCr4 (Vcpu);
+  }
+
+  if ((Mask & (HV_STATE_CPL | HV_STATE_CONTROL)) != 0) {
+    // The privilege level of the processor is that of SS (SDM 25.4.1).
+    Value      = VmxRead (HV_VMCS_GUEST_SS_ACCESS_RIGHTS);
+    State->Cpl = (UINT8)((Value & HV_VMX_SEGMENT_DPL_MASK) >> HV_VMX_SEGMENT_DPL_SHIFT);
+  }
+
   if ((Mask & HV_STATE_SEGMENTS) != 0) {
     for (Index = HvSegmentEs; Index <= HvSegmentDs; Index++) {
       SegmentGet (Index, &State->Segment[Index]);
@@ -199,11 +209,7 @@ VmxStateGet (
   if ((Mask & HV_STATE_CONTROL) != 0) {
     State->Cr0  = (VmxRead (HV_VMCS_GUEST_CR0) & ~Vmx->Cr0Mask) | (VmxRead (HV_VMCS_CR0_SHADOW) & Vmx->Cr0Mask);
     State->Cr3  = VmxRead (HV_VMCS_GUEST_CR3);
-    State->Cr4  = (VmxRead (HV_VMCS_GUEST_CR4) & ~Vmx->Cr4Mask) | (VmxRead (HV_VMCS_CR4_SHADOW) & Vmx->Cr4Mask);
     State->Efer = VmxRead (HV_VMCS_GUEST_EFER);
-    // The privilege level of the processor is that of SS (SDM 25.4.1).
-    Value      = VmxRead (HV_VMCS_GUEST_SS_ACCESS_RIGHTS);
-    State->Cpl = (UINT8)((Value & HV_VMX_SEGMENT_DPL_MASK) >> HV_VMX_SEGMENT_DPL_SHIFT);
   }
 
   if ((Mask & HV_STATE_CR2) != 0) {

@@ -497,6 +497,85 @@ OnTaskSwitch (
   Exit->NextRip = Vcpu->Regs.Rip + (Instruction ? VmxRead (HV_VMCS_EXIT_INSTRUCTION_LENGTH) : 0);
 }
 
+///
+/// Whether nothing but RIP changes behind the instruction that made the exit; the rest is left to HvCoreRetire. RF was
+/// saved as 0 (SDM 28.3.3).
+///
+STATIC HV_INLINE
+BOOLEAN
+IsOrdinary (
+  VOID
+  )
+{
+  return (BOOLEAN)(((VmxReadBasic (HV_VMCS_GUEST_INTERRUPTIBILITY) &
+                     (HV_VMX_BLOCKING_STI | HV_VMX_BLOCKING_MOV_SS)) == 0) &&
+                   ((VmxReadBasic (HV_VMCS_GUEST_RFLAGS) & HV_RFLAGS_TF) == 0));
+}
+
+STATIC HV_INLINE
+VOID
+MoveOn (
+  VOID
+  )
+{
+  VmxWrite (
+    HV_VMCS_GUEST_RIP,
+    VmxReadBasic (HV_VMCS_GUEST_RIP) + VmxReadBasic (HV_VMCS_EXIT_INSTRUCTION_LENGTH)
+    );
+}
+
+///
+/// An instruction that the core may leave to its handler.
+///
+STATIC
+HV_NOINLINE
+BOOLEAN
+QuickInstruction (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT64   Reason
+  )
+{
+  UINT64   Rights;
+  BOOLEAN  Done;
+
+  if (((Reason != HV_VMX_EXIT_VMCALL) && (Reason != HV_VMX_EXIT_WRMSR)) || !IsOrdinary ()) {
+    return FALSE;
+  }
+
+  if (Reason == HV_VMX_EXIT_VMCALL) {
+    Rights = VmxReadBasic (HV_VMCS_GUEST_SS_ACCESS_RIGHTS);
+    Done   = HvCoreQuickCall (Vcpu, (UINT8)((Rights & HV_VMX_SEGMENT_DPL_MASK) >> HV_VMX_SEGMENT_DPL_SHIFT));
+  } else {
+    Done = HvCoreQuickWrmsr (Vcpu);
+  }
+
+  if (Done) {
+    MoveOn ();
+  }
+
+  return Done;
+}
+
+BOOLEAN
+HvVmxQuick (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  UINT64  Reason;
+
+  Reason = VmxReadBasic (HV_VMCS_EXIT_REASON);
+  if (Reason != HV_VMX_EXIT_CPUID) {
+    return QuickInstruction (Vcpu, Reason);
+  }
+
+  if (!IsOrdinary ()) {
+    return FALSE;
+  }
+
+  MoveOn ();
+  return HvCoreQuickCpuid (Vcpu, HvCoreCpuidMirrorsCr4 ((UINT32)Vcpu->Regs.Rax) ? VmxCr4 (Vcpu) : 0);
+}
+
 STATIC
 RETURN_STATUS
 VmxEnter (
@@ -528,7 +607,11 @@ VmxEnter (
   Result = HvVmxSwitch (Vcpu);
   if (Result != VMX_SWITCH_EXIT) {
     if (Result == VMX_SWITCH_NMI) {
-      // The host has taken and counted it already; what is queued for the guest stays queued.
+      // The host has taken and counted it already; what is queued for the guest stays queued. HvVmxQuick may have
+      // dealt with exits before.
+      Vcpu->Regs.Rsp    = VmxRead (HV_VMCS_GUEST_RSP);
+      Vcpu->Regs.Rip    = VmxRead (HV_VMCS_GUEST_RIP);
+      Vcpu->Regs.Rflags = VmxRead (HV_VMCS_GUEST_RFLAGS);
       Exit->Code = HV_VMX_EXIT_EXCEPTION_NMI;
       Exit->Kind = HvExitNmi;
       return RETURN_SUCCESS;

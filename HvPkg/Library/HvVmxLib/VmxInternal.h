@@ -137,6 +137,46 @@ VmxRead (
 }
 
 /**
+  VMREAD of a field that every processor with VMX has.
+
+  @param[in] Field  HV_VMCS_*.
+
+  @return  What it holds.
+
+  @par Context: Host
+**/
+STATIC inline UINT64
+VmxReadBasic (
+  IN UINT32  Field
+  )
+{
+  UINT64  Value;
+
+  __asm__ __volatile__ ("vmread %1, %0" : "=r" (Value) : "r" ((UINT64)Field) : "cc");
+  return Value;
+}
+
+/**
+  The guest's CR4: of the bits that it does not write what it wrote, of the others what the register has.
+
+  @param[in] Vcpu  The vCPU; its VMCS is current.
+
+  @return  CR4 as the guest reads it.
+
+  @par Context: Host
+**/
+STATIC inline UINT64
+VmxCr4 (
+  IN CONST HV_VCPU  *Vcpu
+  )
+{
+  UINT64  Mask;
+
+  Mask = VmxVcpu (Vcpu)->Cr4Mask;
+  return (VmxReadBasic (HV_VMCS_GUEST_CR4) & ~Mask) | (VmxReadBasic (HV_VMCS_CR4_SHADOW) & Mask);
+}
+
+/**
   VMWRITE to the current VMCS. A field that the processor does not have is ignored.
 
   @param[in] Field  HV_VMCS_*.
@@ -347,6 +387,21 @@ VmxExplain (
 **/
 UINT64
 HvVmxSwitch (
+  IN OUT HV_VCPU  *Vcpu
+  );
+
+/**
+  Looks at an exit while all but the registers that a C function may change is still the guest's. Called by HvVmxSwitch.
+
+  @param[in,out] Vcpu  The vCPU.
+
+  @retval TRUE   The exit is dealt with: the guest is entered again.
+  @retval FALSE  It is not.
+
+  @par Context: Host
+**/
+BOOLEAN
+HvVmxQuick (
   IN OUT HV_VCPU  *Vcpu
   );
 

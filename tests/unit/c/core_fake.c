@@ -105,9 +105,15 @@ Copy (
   if ((Mask & HV_STATE_CONTROL) != 0) {
     To->Cr0  = From->Cr0;
     To->Cr3  = From->Cr3;
-    To->Cr4  = From->Cr4;
     To->Efer = From->Efer;
-    To->Cpl  = From->Cpl;
+  }
+
+  if ((Mask & (HV_STATE_CONTROL | HV_STATE_CR4)) != 0) {
+    To->Cr4 = From->Cr4;
+  }
+
+  if ((Mask & (HV_STATE_CONTROL | HV_STATE_CPL)) != 0) {
+    To->Cpl = From->Cpl;
   }
 
   if ((Mask & HV_STATE_PDPTE) != 0) {
@@ -868,6 +874,7 @@ HvFakeReset (
   Host->Cpu         = gFake.Cpu;
   Host->CpuStride   = sizeof (HV_CPU);
 
+  HvCoreCpuidPrepare (Host);
   Host->Status->Virtualised = CpuCount;
   Host->Root.Nested.AddressBits = 40;
   for (Index = 0; Index < CpuCount; Index++) {
@@ -925,6 +932,19 @@ HvFakeHasHandler (
   )
 {
   return (BOOLEAN)(mHandlers[Kind] != NULL);
+}
+
+CONST HV_INSN *
+HvFakeKnown (
+  IN CONST HV_VCPU  *Vcpu,
+  IN UINT64         Rip,
+  IN UINT64         Cr3,
+  IN UINT64         Cr4,
+  IN UINT64         Efer,
+  IN UINT16         CsAttributes
+  )
+{
+  return HvCoreKnownInsn (Vcpu, Rip, Cr3, Cr4, Efer, CsAttributes);
 }
 
 UINT64

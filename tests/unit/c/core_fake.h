@@ -157,6 +157,21 @@ HvFakeHasHandler (
   );
 
 /**
+  HvCoreKnownInsn, which is inline.
+
+  @par Context: Any
+**/
+CONST HV_INSN *
+HvFakeKnown (
+  IN CONST HV_VCPU  *Vcpu,
+  IN UINT64         Rip,
+  IN UINT64         Cr3,
+  IN UINT64         Cr4,
+  IN UINT64         Efer,
+  IN UINT16         CsAttributes
+  );
+
+/**
   Memory below 4 GiB, which is the guest's RAM at the same physical addresses.
 
   @param[in] Bytes  How much.

@@ -21,7 +21,7 @@ HEADERS = ("HvPkg/Include/", "core_fake.h", "console_fake.h")
 def declarations(include: str) -> str:
     """What the headers of HvPkg and of the fakes declare, as cffi can read it."""
     own, lines = False, []
-    for line in run_gcc("-E", "-include", "Base.h", "-x", "c", "-", text=include).splitlines():
+    for line in run_gcc("-E", "-DHV_HOST_FAKE", "-include", "Base.h", "-x", "c", "-", text=include).splitlines():
         if marker := re.match(r'# \d+ "([^"]*)"', line):
             own = any(part in marker[1] for part in HEADERS)
         elif own and not line.startswith("#pragma"):
@@ -49,7 +49,8 @@ class Core:
         sources += [ROOT / "HvPkg" / "Library" / f"Hv{name}Lib" / f"Hv{name}Lib.c" for name in LIBRARIES]
         target = folder / "libcore.so"
         fakes = [HERE / "core_fake.c", HERE / "shim.c"]
-        run_gcc("-shared", "-o", target, "-include", "Base.h", f"-I{CORE}", "-Wno-clobbered", *sources, *fakes)
+        flags = ["-DHV_HOST_FAKE", "-include", "Base.h", f"-I{CORE}", "-Wno-clobbered"]
+        run_gcc("-shared", "-o", target, *flags, *sources, *fakes)
         self.ffi: Any = cffi.FFI()
         self.ffi.cdef(declarations(include))
         self.lib: Any = self.ffi.dlopen(str(target))

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvtools.generated import exits
+from hvtools.generated.cpuid import BITS
 from tests.unit.c.core_host import CData, Core
 
 CPUID_CODE = b"\x0f\xa2"
@@ -138,13 +139,104 @@ def test_virtualization_is_hidden_and_cr4_is_mirrored(core: Core, ecx1: int, ecx
 
 def test_what_a_missing_control_would_break_is_hidden(core: Core) -> None:
     fake = core.reset()
-    fake.Host.HiddenCount = 1
-    row = fake.Host.Hidden[0]
-    row.Leaf, row.SubLeaf, row.Register, row.Bits = 0xD, 1, 0, 0b1000
+    for fake.Host.HiddenCount, gate in enumerate([(0xD, 1, 0, 0b1000), (7, 0, 1, 1 << 10), (7, 1, 0, 1)], 1):
+        row = fake.Host.Hidden[fake.Host.HiddenCount - 1]
+        row.Leaf, row.SubLeaf, row.Register, row.Bits = gate
+    core.lib.HvCoreCpuidPrepare(core.ffi.addressof(fake.Host))
     leaf(core, 0xD, 1, 0b1111, 2, 3, 4)
     leaf(core, 0xD, 0, 0b1111, 2, 3, 4)
+    leaf(core, 7, 0, 15, 0xFFF, 3, 4)
+    leaf(core, 7, 1, 15, 0xFFF, 3, 4)
     assert cpuid(core, 0xD, 1) == (0b0111, 2, 3, 4)
     assert cpuid(core, 0xD, 0) == (0b1111, 2, 3, 4)
+    assert cpuid(core, 7, 0) == (15, 0xBFF, 3, 4)
+    assert cpuid(core, 7, 1) == (14, 0xFFF, 3, 4)
+
+
+def test_every_row_of_the_policy_is_prepared(core: Core) -> None:
+    host = core.reset().Host
+    rows = [host.CpuidRow[index].Leaf for index in range(len(host.CpuidRow))]
+    used = rows.index(0xFFFFFFFF)
+    changed = {number for number, _, _, _, _, _, policy in BITS if policy != "pass"} | {0x8000000A}
+    assert changed == set(rows[:used])
+    for index, number in enumerate(rows[:used]):
+        first = host.CpuidFirst[32 * (number >> 31) + number % 32]
+        assert rows[first - 1] == number and rows.index(number) == first - 1 <= index
+
+
+# The exits that are dealt with before the guest's state is left.
+
+
+def quick(core: Core, kind: str, *more: int, **regs: int) -> bool:
+    vcpu = core.lib.gFake.Vcpu[0]
+    for name, value in regs.items():
+        setattr(vcpu.Regs, name, value)
+    result = getattr(core.lib, f"HvCoreQuick{kind}")(core.ffi.addressof(vcpu), *more)
+    return result is None or bool(result)
+
+
+KEPT = ("Rsp", "Rbp", "R12", "R13", "R14", "R15", "Rip", "Rflags")
+
+
+@given(number=st.sampled_from([0, 1, 7, 0xD, 0x40000000, 0x40000001, 0x40000003, 0x80000001, 0x8000000A, 0xFFFFFFFF]))
+def test_a_quick_cpuid_is_the_same_as_a_slow_one(core: Core, number: int) -> None:
+    core.reset()
+    leaf(core, number, 0, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
+    slow = cpuid(core, number)
+    fake = core.reset()
+    leaf(core, number, 0, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
+    for index, name in enumerate(KEPT):
+        setattr(fake.Vcpu[0].Regs, name, 0x1000 + index)
+    assert quick(core, "Cpuid", fake.Fake[0].State.Cr4, Rax=number, Rcx=0)
+    regs = registers(core)
+    assert (regs["Rax"], regs["Rbx"], regs["Rcx"], regs["Rdx"]) == slow
+    assert [regs[name] for name in KEPT] == [0x1000 + index for index in range(len(KEPT))]
+    assert fake.Cpu[0].Exits[core.lib.HvExitCpuid] == 1 and sum(fake.Cpu[0].Exits[0:32]) == 1
+
+
+def test_a_quick_hypercall_is_the_same_as_a_slow_one(core: Core) -> None:
+    magic = 0x48760000
+    for call in (magic, magic + 1, magic + 2, magic + 3, magic + 0xFFFF, 0, 0xFFFFFFFF_00000000 + magic):
+        for cpl in (0, 3):
+            fake = core.reset()
+            fake.Fake[0].State.Cpl = cpl
+            before = registers(core) | {"Rax": call}
+            done = quick(core, "Call", cpl, Rax=call)
+            if not done:
+                assert registers(core) == before and sum(fake.Cpu[0].Exits[0:32]) == 0 and exception(core) is None
+                assert core.log() == []
+                continue
+            result = registers(core)["Rax"]
+            fake = core.reset()
+            fake.Fake[0].State.Cpl = cpl
+            fake.Vcpu[0].Regs.Rax = call
+            core.run(core.exit("Hypercall", NextRip=3))
+            assert registers(core)["Rax"] == result and exception(core) is None and cpl == 0
+
+
+@pytest.mark.parametrize(
+    ("icr", "done"),
+    [
+        (0x00000003_00004055, True),
+        (0x00000003_00000855, True),
+        (0x00000000_000C0055, True),
+        (0x00000003_00004500, False),  # INIT
+        (0x00000003_00004608, False),  # SIPI
+        (0x00000003_00004400, False),  # NMI
+        (0x00000003_00008055, False),  # level-triggered
+        (0x00000003_80000055, False),  # reserved: #GP
+    ],
+)
+def test_a_quick_ipi_is_an_ordinary_one(core: Core, icr: int, done: bool) -> None:
+    fake = core.reset(2, x2apic=True)
+    assert quick(core, "Wrmsr", Rcx=0x830, Rax=icr & 0xFFFFFFFF, Rdx=icr >> 32) == done
+    assert core.writes("Icr") == ([(0, icr)] if done else [])
+    assert fake.Cpu[0].Exits[core.lib.HvExitWrmsr] == int(done)
+    # In xAPIC mode, or to another MSR, it is not for here.
+    core.reset(2, x2apic=False)
+    assert not quick(core, "Wrmsr", Rcx=0x830, Rax=icr & 0xFFFFFFFF, Rdx=icr >> 32)
+    core.reset(2, x2apic=True)
+    assert not quick(core, "Wrmsr", Rcx=0x1B, Rax=icr & 0xFFFFFFFF, Rdx=icr >> 32)
 
 
 @given(number=st.integers(0, 2**32 - 1), subleaf=st.integers(0, 2**32 - 1))
@@ -633,6 +725,160 @@ def test_code_on_two_pages_is_decoded_each_time(core: Core) -> None:
     fake = core.reset()
     _, rip = code_page(core, CPUID_CODE + b"\x90" * 13, 0xFF8)
     assert (runs(core, rip), fake.Vcpu[0].Decoded.Words) == (2, 0)
+
+
+APIC = 0xFEE00000
+
+
+def store(core: Core, code: bytes, offset: int, base: int = APIC, **regs: int) -> tuple[bool, list[tuple[int, int]]]:
+    """A quick store, and what was written."""
+    fake = core.lib.gFake
+    insn = core.ffi.new("HV_INSN *")
+    assert core.lib.HvDecode(code, len(code), 64, insn) == 0
+    done = quick(core, "Store", base + offset, insn, **regs)
+    return done, [(int(w.Where), int(w.Value)) for w in fake.ApicWrite[0 : fake.ApicWrites]]
+
+
+STORES = {
+    "mov [rdi], esi": b"\x89\x37",
+    "mov [rdi], eax": b"\x89\x07",
+    "mov [rdi], r11d": b"\x44\x89\x1f",
+    "mov dword [rdi], 0x87654321": b"\xc7\x07\x21\x43\x65\x87",
+}
+
+
+@pytest.mark.parametrize("code", STORES.values(), ids=STORES.keys())
+def test_a_quick_store_is_the_same_as_a_slow_one(core: Core, code: bytes) -> None:
+    for offset in (0xB0, 0x80, 0x380, 0x310, 0x300):
+        regs = {"Rax": 0xABC00000055, "Rsi": 0x56, "R11": 0xFFF00000040}
+        if offset == 0x300 and code[0] == 0xC7:
+            continue  # reserved bits
+        core.reset(2)
+        done, quickly = store(core, code, offset, **regs)
+        assert done and core.lib.gFake.Cpu[0].Exits[core.lib.HvExitApicWrite] == 1
+        fake = core.reset(2)
+        for name, value in regs.items():
+            setattr(fake.Vcpu[0].Regs, name, value)
+        core.run(core.exit("NestedFault", Gpa=APIC + offset, FaultFlags=3, code=code))
+        assert core.writes("ApicWrite") == quickly and fake.Vcpu[0].Regs.Rip == len(code)
+
+
+@pytest.mark.parametrize(
+    ("code", "offset", "base"),
+    [
+        (b"\x89\x37", 0xD0, APIC),  # LDR and DFR are kept account of
+        (b"\x89\x37", 0xE0, APIC),
+        (b"\x89\x37", 0xB0, APIC + 0x1000),  # another page
+        (b"\x89\x37", 0xFB0, APIC - 0x1000),
+        (b"\x44\x89\x27", 0xB0, APIC),  # R12 and RBP are not there
+        (b"\x89\x2f", 0xB0, APIC),
+        (b"\x48\x89\x37", 0xB0, APIC),  # 64, 16 and 8 bits
+        (b"\x66\x89\x37", 0xB0, APIC),
+        (b"\x88\x07", 0xB0, APIC),
+        (b"\x87\x37", 0xB0, APIC),  # XCHG, OR
+        (b"\x09\x37", 0xB0, APIC),
+        (b"\x0f\xa2", 0xB0, APIC),
+    ],
+)
+def test_a_store_that_is_not_plain_is_not_quick(core: Core, code: bytes, offset: int, base: int) -> None:
+    core.reset(2)
+    assert store(core, code, offset, base) == (False, [])
+
+
+@pytest.mark.parametrize("icr", [0x4500, 0x4600, 0x8500, 0xC4500, 0x4400, 0x2000])
+def test_an_interrupt_command_that_is_no_ordinary_ipi_is_not_quick(core: Core, icr: int) -> None:
+    fake = core.reset(2)
+    assert store(core, b"\x89\x37", 0x300, Rsi=icr) == (False, [])
+    assert store(core, b"\x89\x37", 0x300, Rsi=0xFFFFFFFF_00000840) == (True, [(0x300, 0x840)])
+    fake = core.reset(2, x2apic=True)
+    assert not quick(core, "Store", APIC + 0xB0, core.ffi.new("HV_INSN *")) and fake.ApicWrites == 0
+
+
+class Paged:
+    """64-bit code at the linear address 0, behind four levels of tables; all of it in the guest's memory."""
+
+    TABLES, CODE, OTHER = 0, 0x4000, 0x5000
+
+    def __init__(self, core: Core) -> None:
+        self.core, self.fake = core, core.reset()
+        self.ram = int(core.lib.HvFakeRam(0x10000))
+        assert self.ram
+        self.state, self.regs = self.fake.Fake[0].State, self.fake.Vcpu[0].Regs
+        self.state.Cr3 = self.ram
+        for level in range(4):
+            self.entry(level, self.ram + 0x1000 * (level + 1))
+
+    def entry(self, level: int, frame: int, flags: int = 0x27) -> None:
+        """Sets the entry of the top table (0) to the last one (3): present, writable, user, accessed."""
+        self.put(0x1000 * level, (frame | flags).to_bytes(8, "little"))
+
+    def put(self, offset: int, data: bytes) -> None:
+        self.core.ffi.memmove(self.core.ffi.cast("char *", self.ram + offset), data, len(data))
+
+    def step(self, rip: int = 0x10) -> int | None:
+        """CPUID at RIP; gives the length that it was taken to have, None for a fault."""
+        self.regs.Rip = rip
+        self.fake.Fake[0].Event.Type = self.core.lib.HvEventNone
+        self.core.run(self.core.exit("Cpuid"))
+        return None if exception(self.core) else int(self.regs.Rip) - rip
+
+    @property
+    def known(self) -> bool:
+        state = self.state
+        code = state.Segment[self.core.lib.HvSegmentCs].Attributes
+        vcpu = self.core.ffi.addressof(self.fake.Vcpu[0])
+        found = self.core.lib.HvFakeKnown(vcpu, 0x10, state.Cr3, state.Cr4, state.Efer, code)
+        return bool(found)
+
+
+def test_a_known_instruction_is_one_that_a_fetch_would_give_again(core: Core) -> None:
+    machine = Paged(core)
+    machine.put(Paged.CODE + 0x10, b"\x0f\xa2\x90\x90\x90\x90\x90\x90")
+    machine.put(Paged.OTHER + 0x10, b"\x66\x66\x0f\xa2\x90\x90\x90\x90")
+    assert not machine.known
+    assert machine.step() == 2 and machine.known
+    assert machine.step() == 2 and machine.known
+    # What comes behind the instruction is no part of it.
+    machine.put(Paged.CODE + 0x12, b"\xcc")
+    assert machine.known
+    # The page, the bytes, and each level of the tables.
+    machine.entry(3, machine.ram + Paged.OTHER)
+    assert not machine.known and machine.step() == 4 and machine.known
+    machine.entry(3, machine.ram + Paged.CODE)
+    assert machine.step() == 2
+    machine.put(Paged.CODE + 0x10, b"\x66\x0f\xa2")
+    assert not machine.known and machine.step() == 3
+    for level in range(4):
+        machine.entry(level, 0, 0)
+        assert not machine.known and machine.step() is None
+        machine.entry(level, machine.ram + 0x1000 * (level + 1))
+        assert machine.step() == 3 and machine.known
+
+
+@pytest.mark.parametrize(("name", "value"), [("Cr3", 0x8000), ("Cr4", 0x100020), ("Efer", 0xD00), ("Cs", 0x2FB)])
+def test_a_known_instruction_is_one_of_the_same_state(core: Core, name: str, value: int) -> None:
+    machine = Paged(core)
+    machine.put(Paged.CODE + 0x10, b"\x0f\xa2\x90\x90\x90\x90\x90\x90")
+    assert machine.step() == 2 and machine.known
+    if name == "Cs":
+        machine.state.Segment[core.lib.HvSegmentCs].Attributes = value
+    else:
+        setattr(machine.state, name, value + (machine.ram if name == "Cr3" else 0))
+    assert not machine.known
+
+
+def test_what_cannot_be_looked_at_again_is_not_known(core: Core) -> None:
+    machine = Paged(core)
+    # It may end in another page; more than eight bytes; 32-bit code; a conforming segment.
+    machine.put(Paged.CODE + 0xFF8, b"\x0f\xa2")
+    assert machine.step(0xFF8) == 2
+    assert not any(machine.fake.Vcpu[0].Known[index].CsAttributes for index in range(8))
+    machine.put(Paged.CODE + 0x10, b"\x66" * 7 + b"\x0f\xa2")
+    assert machine.step() == 9 and not machine.known
+    machine.put(Paged.CODE + 0x10, b"\x0f\xa2")
+    for attributes in (0x49B, 0x29F):
+        machine.state.Segment[core.lib.HvSegmentCs].Attributes = attributes
+        assert machine.step() == 2 and not machine.known
 
 
 # The hypervisor's own memory.

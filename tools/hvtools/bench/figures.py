@@ -48,7 +48,7 @@ class Figure:
 def figure(name: str, platform: str, cpus: int, unit: str, runs: Sequence[float]) -> Figure:
     """Make a figure of its measurements; whole numbers stay whole."""
     value = statistics.median(runs)
-    return Figure(name, platform, cpus, unit, int(value) if value == int(value) else round(value, 4), tuple(runs))
+    return Figure(name, platform, cpus, unit, int(value) if value == int(value) else round(value, 9), tuple(runs))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hvtools.bench.figures import Figure, Report
 def _value(each: Figure | None, before: Report | None) -> str:
     if each is None:
         return ""
-    text = f"{each.value:,}" if isinstance(each.value, int) else f"{each.value:,.2f}"
+    text = f"{each.value:,}" if isinstance(each.value, int) or each.value < 0.1 else f"{each.value:,.2f}"
     old = before.find(each.key) if before else None
     if old is None or old.unit != each.unit or old.value == each.value:
         return text

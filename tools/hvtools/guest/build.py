@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause-Patent
-"""Compiles the self-check, once for each version of its sources."""
+"""Compiles the programs of the root guest, once for each version of their sources."""
 
 from __future__ import annotations
 
@@ -17,28 +17,34 @@ _FLAGS = ("-std=gnu11", "-static", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
 def self_check(workspace: Path = build.ROOT) -> Path:
-    """Give the static program that is the first of the root guest.
+    """Give the static program that is the first of the root guest."""
+    return program("hvcheck", workspace)
+
+
+def program(name: str, workspace: Path = build.ROOT) -> Path:
+    """Give a static program.
 
     Args:
+        name: of its source, without suffix.
         workspace: the clone, for HvPkg's generated headers and for the result.
 
     Raises:
         HvError: there is no compiler, or it refuses.
     """
     include = workspace / "HvPkg" / "Include"
-    sources = [_SOURCES / "hvcheck.c", _SOURCES / "Base.h", *sorted((include / "Generated").glob("*.h"))]
+    sources = [_SOURCES / f"{name}.c", _SOURCES / "Base.h", *sorted((include / "Generated").glob("*.h"))]
     digest = hashlib.sha256(" ".join(_FLAGS).encode())
     for source in sources:
         digest.update(source.read_bytes())
     folder = workspace / "Build" / "Guest"
-    program = folder / f"hvcheck-{digest.hexdigest()[:16]}"
-    if program.exists():
-        return program
+    compiled = folder / f"{name}-{digest.hexdigest()[:16]}"
+    if compiled.exists():
+        return compiled
     compiler = shutil.which("gcc")
     if compiler is None:
         raise HvError("gcc is not installed: run `hv setup`")
     folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(program) as temporary:
+    with written_whole(compiled) as temporary:
         result = subprocess.run(
             [compiler, *_FLAGS, f"-I{_SOURCES}", f"-I{include}", sources[0], "-o", temporary],
             stdin=subprocess.DEVNULL,
@@ -48,5 +54,5 @@ def self_check(workspace: Path = build.ROOT) -> Path:
         )
         if result.returncode != 0:
             said = [line for line in result.stderr.splitlines() if "error" in line] or ["no message"]
-            raise HvError(f"the self-check does not compile: {said[0]}")
-    return program
+            raise HvError(f"{sources[0].name} does not compile: {said[0]}")
+    return compiled

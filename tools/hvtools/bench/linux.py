@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: BSD-2-Clause-Patent
+"""Linux: exits of a boot, CPUID from user space, exits of an idle and of a busy system, time to user space."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+from hvtools.bench.figures import Figure, figure
+from hvtools.bench.shell import TARGET, parse
+from hvtools.boot.hvlog import fields_of
+from hvtools.boot.request import BootRequest
+from hvtools.boot.result import BootResult
+from hvtools.boot.runner import run
+from hvtools.errors import HvError
+from hvtools.guest.build import program
+from hvtools.machines.registry import platform_named
+
+# What is fixed about the load: processes that are started, and bytes that are copied between two of them.
+_SCRIPT = """\
+mark() { echo "hvbench: mark=$1 uptime=$(cut -d' ' -f1 /proc/uptime)"; hvcheck; }
+if [ -x /add/hvbench ]; then
+    /add/hvbench
+fi
+mark settle
+sleep 0.2
+mark idle
+sleep 0.5
+mark load
+i=0
+while [ $i -lt 50 ]; do
+    /hvtools/bin/busybox true
+    i=$((i + 1))
+done
+dd if=/dev/zero bs=4096 count=500 2>/dev/null | cat >/dev/null
+mark end
+"""
+_MARK = re.compile(r"^hvbench: mark=(\w+) uptime=([0-9.]+)$")
+_EXITS = re.compile(r"^hvcheck: exits when=now cpu=\d+(.*)$")
+
+
+def boot(platform_name: str, cpus: int, folder: Path, hypervisor: bool = True, **more: object) -> BootResult:
+    """Boot Linux as it is measured: a RELEASE build, and on Bochs the same to the tick."""
+    platform = platform_named(platform_name)
+    request = BootRequest(
+        platform=platform_name,
+        cpus=cpus,
+        hypervisor=hypervisor,
+        exact="ticks" in platform.capabilities,
+        target=TARGET,
+        **more,  # type: ignore[arg-type]
+    )
+    return run(request, folder).must_be_ok()
+
+
+def _marks(output: str) -> dict[str, tuple[float, Counter[str]]]:
+    """The counters of all processors at each mark, with the kernel's clock in seconds."""
+    found: dict[str, tuple[float, Counter[str]]] = {}
+    at = ""
+    for line in output.splitlines():
+        if mark := _MARK.match(line):
+            at = mark[1]
+            found[at] = (float(mark[2]), Counter())
+        elif at and (exits := _EXITS.match(line)):
+            found[at][1].update({key: int(value) for key, value in fields_of(exits[1]).items() if key != "total"})
+    return found
+
+
+def _between(marks: dict[str, tuple[float, Counter[str]]], begin: str, end: str) -> tuple[float, Counter[str]]:
+    try:
+        (start, before), (stop, after) = marks[begin], marks[end]
+    except KeyError as error:
+        raise HvError(f"the script did not come to its mark {error}") from None
+    return stop - start, after - before
+
+
+def exits(platform_name: str, cpus: int, folder: Path) -> list[Figure]:
+    """Boot once with the hypervisor: exits by reason, from the kernel's start to the first program and after it.
+
+    CPUID is what the system asks for itself, also the self-check that reads the counters; the rates are without it.
+
+    Raises:
+        HvError: the boot failed.
+    """
+    platform = platform_named(platform_name)
+    with tempfile.TemporaryDirectory(prefix="hv-bench-") as temporary:
+        script = Path(temporary) / "bench.sh"
+        script.write_text(_SCRIPT)
+        result = boot(platform_name, cpus, folder, script=script, added={PurePosixPath("hvbench"): program("hvbench")})
+    counted = result.checks.boot_exits()
+    if counted is None:
+        raise HvError("the hypervisor's counters at ExitBootServices cannot be read")
+    found = [figure("boot.exits.total", platform_name, cpus, "exits", [counted.total()])]
+    found += [figure(f"boot.exits.{kind}", platform_name, cpus, "exits", [n]) for kind, n in sorted(counted.items())]
+    others = counted.total() - counted["cpuid"]
+    found.append(figure("boot.exits.but-cpuid", platform_name, cpus, "exits", [others]))
+    marks = _marks(result.checks.script_output)
+    for name, begin, end in (("idle", "idle", "load"), ("load", "load", "end")):
+        seconds, kinds = _between(marks, begin, end)
+        rate = (kinds.total() - kinds["cpuid"]) / seconds
+        found.append(figure(f"{name}.exits.but-cpuid", platform_name, cpus, "exits/s", [round(rate, 1)]))
+    samples = parse(result.checks.script_output)
+    if cpus == 1 and platform.ticks_per_instruction and platform.counting_accelerator is None:
+        least = samples["linux", "linux.cpuid"].least - samples["linux", "nop"].least
+        found.append(figure("exit.cpuid.linux", platform_name, cpus, "instructions", [least]))
+    return found
+
+
+def ticks(platform_name: str, cpus: int, folder: Path) -> list[Figure]:
+    """Boot without and with the hypervisor where instructions are counted: ticks to power-off, and their ratio."""
+    spent = []
+    for hypervisor in (False, True):
+        ending = boot(platform_name, cpus, folder / f"hv-{hypervisor}".lower(), hypervisor).record.ending
+        if ending is None or ending.ticks is None:
+            raise HvError(f"{platform_name} did not say at which tick the machine ended")
+        spent.append(ending.ticks)
+    return [
+        figure("boot.ticks.native", platform_name, cpus, "ticks", [spent[0]]),
+        figure("boot.ticks.hv", platform_name, cpus, "ticks", [spent[1]]),
+        figure("boot.ratio", platform_name, cpus, "ratio", [spent[1] / spent[0]]),
+    ]
+
+
+VARIANTS: dict[str, dict[str, str] | None] = {
+    "native": None,
+    "hv": {},
+    "hv.1g": {"nested_page": "1g"},
+    "hv.2m": {"nested_page": "2m"},
+    "hv.4k": {"nested_page": "4k"},
+}
+"""What is timed: without the hypervisor, and with it by the largest nested page."""
+
+
+def seconds(platform_name: str, cpus: int, folder: Path, runs: int) -> list[Figure]:
+    """Time from the emulator's start to the first program, in turn for each variant, so that a busy host meets all.
+
+    Args:
+        platform_name: where.
+        cpus: number of processors.
+        folder: for the logs.
+        runs: of each variant.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    for turn in range(runs):
+        for name, settings in VARIANTS.items():
+            where = folder / f"{name}-{turn}"
+            result = boot(platform_name, cpus, where, settings is not None, settings=settings or {})
+            assert result.root_seconds is not None  # the boot is good
+            taken[name].append(round(result.root_seconds, 2))
+    found = [figure(f"boot.seconds.{name}", platform_name, cpus, "seconds", each) for name, each in taken.items()]
+    for name, each in taken.items():
+        if name != "native":
+            paired = [round(with_hv / without, 4) for with_hv, without in zip(each, taken["native"], strict=True)]
+            found.append(figure(f"boot.ratio.{name}", platform_name, cpus, "wall ratio", paired))
+    return found
