@@ -33,6 +33,9 @@ _STATUS = (
     *("NOT_FOUND", "ACCESS_DENIED", "COMPROMISED_DATA"),
 )
 
+# cffi takes declarations only, and a library exports no inline function.
+_INLINE = re.compile(r"^static inline\b.*?^}$", re.MULTILINE | re.DOTALL)
+
 
 def edk2() -> Path:
     """The EDK2 tree whose headers are used: $HV_EDK2_DIR, else the one that `hv setup` links into the clone.
@@ -133,6 +136,7 @@ class PureLibrary:
         run_gcc("-shared", "-pthread", "-o", target, *files, flags=flags)
 
         declarations = "\n".join(_own_lines(run_gcc("-E", "-x", "c", "-", text=includes, flags=flags), own))
+        declarations = _INLINE.sub("", declarations)
         self.ffi: Any = cffi.FFI()
         self.ffi.cdef(BASE_TYPES + declarations + "".join(f"\nextern UINT64 {c};" for c, _ in table))
         self.lib: Any = self.ffi.dlopen(str(target))

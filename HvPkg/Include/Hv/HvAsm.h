@@ -35,6 +35,7 @@
 
 #define HV_VCPU_HW            0x90
 #define HV_VCPU_HOST_HW       0x98
+#define HV_VCPU_QUICK         0xA0
 
 #define HV_HOST_CS   0x08
 #define HV_HOST_DS   0x10

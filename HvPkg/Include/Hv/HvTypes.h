@@ -208,6 +208,7 @@ struct _HV_VCPU {
   HV_REGS     Regs;
   VOID        *Hw;            ///< the backend's control block
   VOID        *HostHw;        ///< the backend's host state block
+  BOOLEAN     (*Quick)(IN OUT HV_VCPU *Vcpu); ///< asked by the world switch whether an exit is dealt with already
   HV_VM       *Vm;
   HV_CPU      *Cpu;
   UINT32      Index;
@@ -288,6 +289,7 @@ STATIC_ASSERT (OFFSET_OF (HV_REGS, Rflags) == HV_REGS_RFLAGS, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_VCPU, Regs) == 0, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_VCPU, Hw) == HV_VCPU_HW, "HvAsm.h");
 STATIC_ASSERT (OFFSET_OF (HV_VCPU, HostHw) == HV_VCPU_HOST_HW, "HvAsm.h");
+STATIC_ASSERT (OFFSET_OF (HV_VCPU, Quick) == HV_VCPU_QUICK, "HvAsm.h");
 
 typedef struct {
   UINT64    Base;

@@ -70,6 +70,9 @@ struct _HV_BACKEND_OPS {
   /// RETURN_COMPROMISED_DATA, by the checks before it (DEBUG build); the rules that it breaks are in the log. Host.
   RETURN_STATUS (*Enter)(IN OUT HV_VCPU *Vcpu, OUT HV_EXIT *Exit);
 
+  /// Deals with an exit in the middle of the world switch, if it is one of the frequent ones; Enter goes on then. Host.
+  BOOLEAN (*Quick)(IN OUT HV_VCPU *Vcpu);
+
   /// Reads or writes the parts of the state that Mask names (HV_STATE_*). Host.
   VOID (*StateGet)(IN HV_VCPU *Vcpu, IN UINT32 Mask, OUT HV_VCPU_STATE *State);
   VOID (*StateSet)(IN OUT HV_VCPU *Vcpu, IN UINT32 Mask, IN CONST HV_VCPU_STATE *State);

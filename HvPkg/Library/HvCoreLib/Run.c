@@ -288,6 +288,7 @@ HvCoreLaunch (
   Vcpu->Regs.Rip    = Cpu->LaunchRip;
   Vcpu->Regs.Rsp    = Cpu->LaunchRsp;
   Vcpu->Regs.Rflags = HV_RFLAGS_ONE;
+  Vcpu->Quick       = Ops->Quick;
   Ops->VcpuInit (Vcpu, &State);
   if (Fails) {
     Cpu->LaunchReason = "option fail_cpu";

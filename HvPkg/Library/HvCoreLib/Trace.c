@@ -1,6 +1,6 @@
 /** @file
   A record of each exit, for who asks for it. Without the option trace nothing here is ever on the path of an exit: the
-  backend's own table of functions is used, and with it one whose Enter is ours.
+  backend's own table of functions is used, and with it one whose Enter and Quick are ours.
 
   SPDX-License-Identifier: BSD-2-Clause-Patent
 **/
@@ -57,6 +57,18 @@ TracedEnter (
   return Status;
 }
 
+///
+/// Every exit is to come out of Enter.
+///
+STATIC
+BOOLEAN
+TracedQuick (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  return FALSE;
+}
+
 VOID
 HvCoreTrace (
   IN OUT HV_HOST  *Host,
@@ -77,5 +89,6 @@ HvCoreTrace (
   mOwnOps = Host->Ops;
   CopyMem (&mTracedOps, mOwnOps, sizeof (mTracedOps));
   mTracedOps.Enter = TracedEnter;
+  mTracedOps.Quick = TracedQuick;
   Host->Ops        = &mTracedOps;
 }

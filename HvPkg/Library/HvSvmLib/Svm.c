@@ -471,8 +471,12 @@ QuickOther (
   }
 }
 
+///
+/// All but the registers that a C function may change is still the guest's here.
+///
+STATIC
 BOOLEAN
-HvSvmQuick (
+SvmQuick (
   IN OUT HV_VCPU  *Vcpu
   )
 {
@@ -767,6 +771,7 @@ STATIC CONST HV_BACKEND_OPS  mSvmOps = {
   .CpuOff         = SvmCpuOff,
   .VcpuInit       = SvmVcpuInit,
   .Enter          = SvmEnter,
+  .Quick          = SvmQuick,
   .StateGet       = SvmStateGet,
   .StateSet       = SvmStateSet,
   .Inject         = SvmInject,

@@ -60,22 +60,6 @@ HvSvmSwitch (
   );
 
 /**
-  Looks at an exit while all but the registers that a C function may change is still the guest's. Called by HvSvmSwitch,
-  which moves RAX too.
-
-  @param[in,out] Vcpu  The vCPU.
-
-  @retval TRUE   The exit is dealt with: the guest is entered again.
-  @retval FALSE  It is not.
-
-  @par Context: Host
-**/
-BOOLEAN
-HvSvmQuick (
-  IN OUT HV_VCPU  *Vcpu
-  );
-
-/**
   Keeps the state for the next entry, which the host has changed, for SvmExplain.
 
   @param[in] Vcpu  The vCPU.

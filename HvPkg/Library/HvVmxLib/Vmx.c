@@ -556,8 +556,12 @@ QuickInstruction (
   return Done;
 }
 
+///
+/// All but the registers that a C function may change is still the guest's here.
+///
+STATIC
 BOOLEAN
-HvVmxQuick (
+VmxQuick (
   IN OUT HV_VCPU  *Vcpu
   )
 {
@@ -607,7 +611,7 @@ VmxEnter (
   Result = HvVmxSwitch (Vcpu);
   if (Result != VMX_SWITCH_EXIT) {
     if (Result == VMX_SWITCH_NMI) {
-      // The host has taken and counted it already; what is queued for the guest stays queued. HvVmxQuick may have
+      // The host has taken and counted it already; what is queued for the guest stays queued. VmxQuick may have
       // dealt with exits before.
       Vcpu->Regs.Rsp    = VmxRead (HV_VMCS_GUEST_RSP);
       Vcpu->Regs.Rip    = VmxRead (HV_VMCS_GUEST_RIP);
@@ -854,6 +858,7 @@ STATIC CONST HV_BACKEND_OPS  mVmxOps = {
   .CpuOff         = VmxCpuOff,
   .VcpuInit       = VmxVcpuInit,
   .Enter          = VmxEnter,
+  .Quick          = VmxQuick,
   .StateGet       = VmxStateGet,
   .StateSet       = VmxStateSet,
   .Inject         = VmxInject,

@@ -391,21 +391,6 @@ HvVmxSwitch (
   );
 
 /**
-  Looks at an exit while all but the registers that a C function may change is still the guest's. Called by HvVmxSwitch.
-
-  @param[in,out] Vcpu  The vCPU.
-
-  @retval TRUE   The exit is dealt with: the guest is entered again.
-  @retval FALSE  It is not.
-
-  @par Context: Host
-**/
-BOOLEAN
-HvVmxQuick (
-  IN OUT HV_VCPU  *Vcpu
-  );
-
-/**
   Where an exit arrives; a place in HvVmxSwitch, not a function to call.
 
   @par Context: Host

@@ -10,14 +10,12 @@
 DEFAULT REL
 SECTION .text
 
-extern ASM_PFX(HvSvmQuick)
-
 ; VOID HvSvmSwitch (HV_VCPU *Vcpu)
 ;
 ; VMRUN moves RAX, RSP, RIP, RFLAGS, CS, SS, DS, ES, the tables and control registers; VMLOAD and VMSAVE move FS, GS,
 ; TR, LDTR and the SYSCALL and SYSENTER MSRs; the rest is moved here (APM2 15.5.1, 15.5.2).
 ;
-; An exit that HvSvmQuick deals with is followed by the next entry at once. What VMLOAD moves is the guest's meanwhile,
+; An exit that HV_VCPU.Quick deals with is followed by the next entry at once. What VMLOAD moves is the guest's meanwhile,
 ; and so is what a C function keeps; RBX, which CPUID changes, is moved with what it does not keep. GIF is 0, so no NMI
 ; and no machine check needs the host's GS and TR there (APM2 15.17).
 global ASM_PFX(HvSvmSwitch)
@@ -62,7 +60,7 @@ Enter:
     mov     [rdi + HV_REGS_R11], r11
     pop     qword [rdi + HV_REGS_RDI]
     cld
-    call    ASM_PFX(HvSvmQuick)
+    call    [rdi + HV_VCPU_QUICK]
     mov     rdi, [rsp]
     mov     rcx, [rdi + HV_REGS_RAX]
     test    al, al

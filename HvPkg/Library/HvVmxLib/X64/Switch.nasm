@@ -11,8 +11,6 @@
 DEFAULT REL
 SECTION .text
 
-extern ASM_PFX(HvVmxQuick)
-
 ; What a C function keeps, and what it may change; each but RDI, which points to the vCPU.
 %macro LOAD_KEPT 0
     mov     rbp, [rdi + HV_REGS_RBP]
@@ -49,7 +47,7 @@ extern ASM_PFX(HvVmxQuick)
 ; moves them back, but gives DR7 its reset value (SDM 27.3.2, 28.3, 28.5). The rest is moved here or is the guest's all
 ; the time.
 ;
-; An exit that HvVmxQuick deals with is followed by the next entry at once. What a C function keeps is the guest's
+; An exit that HV_VCPU.Quick deals with is followed by the next entry at once. What a C function keeps is the guest's
 ; meanwhile, and RBX, which CPUID changes, is moved with what it does not keep.
 global ASM_PFX(HvVmxSwitch)
 ASM_PFX(HvVmxSwitch):
@@ -115,7 +113,7 @@ ASM_PFX(HvVmxExited):
     mov     [rdi + HV_REGS_R10], r10
     mov     [rdi + HV_REGS_R11], r11
     pop     qword [rdi + HV_REGS_RDI]
-    call    ASM_PFX(HvVmxQuick)
+    call    [rdi + HV_VCPU_QUICK]
     mov     rdi, [rsp]
     test    al, al
     jne     ASM_PFX(HvVmxGuardBegin)
