@@ -219,6 +219,22 @@ HvIpiIsInitDeassert (
   );
 
 /**
+  Tells whether an IPI is an NMI.
+
+  @par Context: Any
+
+  @param[in] Ipi  The IPI.
+
+  @retval TRUE   NMI; the vector means nothing.
+  @retval FALSE  Anything else.
+**/
+BOOLEAN
+EFIAPI
+HvIpiIsNmi (
+  IN CONST HV_IPI  *Ipi
+  );
+
+/**
   Tells whether an IPI is a Start-up IPI.
 
   @par Context: Any

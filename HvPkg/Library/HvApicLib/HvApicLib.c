@@ -172,6 +172,15 @@ HvIpiIsInit (
 
 BOOLEAN
 EFIAPI
+HvIpiIsNmi (
+  IN CONST HV_IPI  *Ipi
+  )
+{
+  return (BOOLEAN)(Ipi->DeliveryMode == HV_IPI_NMI);
+}
+
+BOOLEAN
+EFIAPI
 HvIpiIsSipi (
   IN CONST HV_IPI  *Ipi
   )

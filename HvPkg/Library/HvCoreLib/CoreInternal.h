@@ -341,6 +341,20 @@ HvCoreMail (
   );
 
 /**
+  An NMI for the guest of this processor: it gets it now or in its window.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+
+  @par Context: Host
+**/
+VOID
+HvCoreTakeNmi (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu
+  );
+
+/**
   Settles the NMIs that this processor took since the last call.
 
   @retval TRUE   One of them was a kick.
@@ -355,7 +369,7 @@ HvCoreSettleNmis (
   );
 
 /**
-  Carries out an interrupt command of the guest when it is an INIT or a SIPI.
+  Carries out an interrupt command of the guest when it is an INIT, a SIPI or an NMI.
 
   @param[in] Icr  The command.
 

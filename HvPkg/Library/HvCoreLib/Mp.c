@@ -1,6 +1,6 @@
 /** @file
-  INIT and SIPI: posted into mailboxes by the sender's processor, carried out by the target's. When the trap of the xAPIC
-  page is lifted they come by the wire and exit at the target, which posts them into its own mailbox.
+  INIT, SIPI and the guest's NMIs: posted into mailboxes by the sender's processor, carried out by the target's. When the
+  trap of the xAPIC page is lifted they come by the wire and exit at the target; INIT and SIPI go into its own mailbox.
 
   SPDX-License-Identifier: BSD-2-Clause-Patent
 **/
@@ -50,6 +50,7 @@ HvCoreInterruptCommand (
   HV_IPI   Ipi;
   UINT32   Index;
   BOOLEAN  Init;
+  BOOLEAN  Nmi;
   BOOLEAN  MustKick;
 
   Host = Cpu->Host;
@@ -59,7 +60,8 @@ HvCoreInterruptCommand (
   }
 
   Init = HvIpiIsInit (&Ipi);
-  if (!Init && !HvIpiIsSipi (&Ipi)) {
+  Nmi  = HvIpiIsNmi (&Ipi);
+  if (!Init && !Nmi && !HvIpiIsSipi (&Ipi)) {
     return FALSE;
   }
 
@@ -75,7 +77,10 @@ HvCoreInterruptCommand (
       continue;
     }
 
-    if (Init) {
+    if (Nmi) {
+      // By mail it cannot merge with a kick, which is an NMI too.
+      MustKick = HvMailboxPost (&Target->Mailbox, HV_MAIL_NMI);
+    } else if (Init) {
       HV_LOG (Cpu->Index, Init, Index);
       MustKick = HvMailboxPostInit (&Target->Mailbox);
     } else {
@@ -87,7 +92,7 @@ HvCoreInterruptCommand (
       HvHostKick (Cpu, Target);
     }
 
-    if (!Init && (Target->SipiWait != 0)) {
+    if (!Init && !Nmi && (Target->SipiWait != 0)) {
       // NMIs are blocked there, a SIPI is not. It goes behind the kick: one of the two arrives.
       SendWire (Cpu, Target, Icr);
     }
@@ -201,6 +206,10 @@ HvCoreMail (
 
       if ((Action.Actions & HV_MP_ACTION_START) != 0) {
         Start (Cpu, Vcpu, Action.Vector);
+      }
+
+      if (((Mail.Flags & HV_MAIL_NMI) != 0) && !Mail.Init && (Cpu->State == HvMpRunning)) {
+        HvCoreTakeNmi (Cpu, Vcpu);
       }
 
       if ((Mail.Flags & HV_MAIL_FLUSH) != 0) {

@@ -95,6 +95,16 @@ TryInject (
   Ops->InterceptIret (Vcpu, TRUE);
 }
 
+VOID
+HvCoreTakeNmi (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  Vcpu->NmiPending = TRUE;
+  TryInject (Cpu, Vcpu);
+}
+
 BOOLEAN
 HvCoreSettleNmis (
   IN OUT HV_CPU   *Cpu,

@@ -290,7 +290,7 @@ def test_deassert_goes_nowhere(core: Core, x2apic: bool) -> None:
 
 
 @pytest.mark.parametrize("x2apic", [False, True])
-@pytest.mark.parametrize("command", [FIXED | 0xFD, 0x100 | 0x30, NMI, 0x200, 0x800 | 0xFB, 3 << 18 | 0x40])
+@pytest.mark.parametrize("command", [FIXED | 0xFD, 0x100 | 0x30, 0x200, 0x800 | 0xFB, 3 << 18 | 0x40])
 def test_other_commands_are_the_apics(core: Core, x2apic: bool, command: int) -> None:
     core.reset(2, x2apic)
     icr = destination(1, x2apic) | command | 0x4000
@@ -300,6 +300,49 @@ def test_other_commands_are_the_apics(core: Core, x2apic: bool, command: int) ->
     else:
         assert core.writes("ApicWrite") == [(ICR, icr & WORD)]
     assert core.writes("Nmi") == []
+
+
+@pytest.mark.parametrize("x2apic", [False, True])
+@pytest.mark.parametrize("virtual_nmis", [False, True])
+@pytest.mark.parametrize("kicks", [0, 2])
+def test_an_nmi_that_the_guest_sends_does_not_merge_with_a_kick(
+    core: Core, x2apic: bool, virtual_nmis: bool, kicks: int
+) -> None:
+    """Two NMIs at once are one in any processor: had it gone by the wire, the kick would have been all there is."""
+    fake = core.reset(3, x2apic, virtual_nmis)
+    own = fake.Fake[1]
+    for _ in range(kicks):
+        send(core, destination(1, x2apic) | SIPI | 9, x2apic)
+    send(core, destination(1, x2apic) | NMI | 0x4000, x2apic)
+    assert core.writes("Nmi") == [(0, 1)]
+    assert (core.writes("Icr"), core.writes("ApicWrite")) == ([], [])
+    assert core.run(kick(core, 1), cpu=1) == core.lib.HvFakeDone
+    if virtual_nmis:
+        assert (own.NmiWindow, own.Event.Type) == (1, core.lib.HvEventNone)
+        core.run(core.exit("Window"), cpu=1)
+    assert (own.Event.Type, own.Injections) == (core.lib.HvEventNmi, 1)
+    assert not fake.Vcpu[1].NmiPending
+    assert fake.Fake[2].Injections == 0
+
+
+@pytest.mark.parametrize("x2apic", [False, True])
+def test_an_nmi_that_a_processor_sends_to_itself(core: Core, x2apic: bool) -> None:
+    fake = core.reset(2, x2apic)
+    send(core, destination(0, x2apic) | NMI, x2apic)
+    assert (fake.Fake[0].Event.Type, core.writes("Nmi")) == (core.lib.HvEventNmi, [])
+
+
+@pytest.mark.parametrize("order", ["init", "wait"])
+def test_an_nmi_does_not_reach_a_processor_that_waits_for_its_sipi(core: Core, order: str) -> None:
+    fake = core.reset(2)
+    if order == "wait":
+        fake.Cpu[1].State = core.lib.HvMpWaitForSipi
+    else:
+        send(core, destination(1, False) | INIT_ASSERT, False)
+    send(core, destination(1, False) | NMI, False)
+    assert core.run(kick(core, 1), cpu=1) == core.lib.HvFakeWaiting
+    assert not fake.Vcpu[1].NmiPending
+    assert fake.Fake[1].Event.Type == core.lib.HvEventNone
 
 
 @pytest.mark.parametrize("icr", [1 << 13 | SIPI, 1 << 16, 1 << 20, INIT_ASSERT | 1 << 31])
