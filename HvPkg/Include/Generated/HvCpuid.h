@@ -125,6 +125,7 @@
 // Leaf 80000008: address sizes (SDM Vol 2 CPUID; APM3 E.4.7)
 //
 #define HV_CPUID_80000008                                0x80000008  ///< address sizes
+#define HV_CPUID_80000008_EBX_INVLPGB                    0x00000008  ///< INVLPGB and TLBSYNC: #UD while the VMCB does not enable them
 #define HV_CPUID_80000008_EAX_PHYSICAL_BITS_MASK         0x000000FF  ///< physical address bits
 #define HV_CPUID_80000008_EAX_PHYSICAL_BITS_SHIFT        0           ///< physical address bits: lowest bit
 #define HV_CPUID_80000008_EAX_LINEAR_BITS_MASK           0x0000FF00  ///< linear address bits
@@ -306,6 +307,7 @@
 #define HV_CPUID_ROOT_POLICY_LIST(X)                                                                                                           \
   X (HV_CPUID_1,        HV_CPUID_REG_ECX, HV_CPUID_1_ECX_VMX | HV_CPUID_1_ECX_SMX,                  HV_CPUID_1_ECX_HYPERVISOR, "1.ecx")        \
   X (HV_CPUID_80000001, HV_CPUID_REG_ECX, HV_CPUID_80000001_ECX_SVM | HV_CPUID_80000001_ECX_SKINIT, 0,                         "80000001.ecx") \
+  X (HV_CPUID_80000008, HV_CPUID_REG_EBX, HV_CPUID_80000008_EBX_INVLPGB,                            0,                         "80000008.ebx") \
   X (HV_CPUID_8000000A, HV_CPUID_REG_EAX, MAX_UINT32,                                               0,                         "8000000A.eax") \
   X (HV_CPUID_8000000A, HV_CPUID_REG_EBX, MAX_UINT32,                                               0,                         "8000000A.ebx") \
   X (HV_CPUID_8000000A, HV_CPUID_REG_ECX, MAX_UINT32,                                               0,                         "8000000A.ecx") \

@@ -102,6 +102,7 @@ WriteEfer (
   CONST UINT64   Modelled = HV_EFER_LME | HV_EFER_LMA | HV_EFER_NXE | HV_EFER_SVME;
   HV_VCPU_STATE  State;
   UINT64         Host;
+  UINT64         Kept;
   BOOLEAN        Taken;
 
   Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL, &State);
@@ -116,12 +117,13 @@ WriteEfer (
 
   Host  = AsmReadMsr64 (HV_MSR_EFER);
   Taken = HvHostWriteMsr (HV_MSR_EFER, (Value & ~Modelled) | (Host & Modelled));
+  Kept  = AsmReadMsr64 (HV_MSR_EFER);
   AsmWriteMsr64 (HV_MSR_EFER, Host);
   if (!Taken) {
     return FALSE;
   }
 
-  State.Efer = (Value & ~HV_EFER_LMA) | (State.Efer & HV_EFER_LMA);
+  State.Efer = (Kept & ~Modelled) | (Value & (HV_EFER_LME | HV_EFER_NXE)) | (State.Efer & HV_EFER_LMA);
   Cpu->Host->Ops->StateSet (Vcpu, HV_STATE_CONTROL, &State);
   return TRUE;
 }
