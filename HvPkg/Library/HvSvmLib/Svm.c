@@ -497,6 +497,37 @@ SvmQuick (
   return HvCoreQuickCpuid (Vcpu, Block->Save.Cr4);
 }
 
+///
+/// What goes again of an event whose delivery the exit cut off. INT n, INT3 and INTO are executed again instead: RIP is
+/// still at them (APM2 15.7.2, 15.20).
+///
+STATIC
+UINT64
+Redelivered (
+  IN UINT64  Event
+  )
+{
+  UINT8  Vector;
+
+  Vector = (UINT8)(Event & HV_SVM_EVENT_VECTOR_MASK);
+  switch (Event & HV_SVM_EVENT_TYPE_MASK) {
+    case HV_SVM_EVENT_TYPE_SOFTWARE:
+      return 0;
+    case HV_SVM_EVENT_TYPE_EXCEPTION:
+      if ((Vector == HV_VECTOR_BP) || (Vector == HV_VECTOR_OF)) {
+        return 0;
+      }
+
+      // QEMU gives an external interrupt as an exception, which VMRUN refuses (APM2 15.20).
+      if (Vector >= 32) {
+        return (Event & ~(UINT64)HV_SVM_EVENT_TYPE_MASK) | HV_SVM_EVENT_TYPE_INTR;
+      }
+
+    default:
+      return Event;
+  }
+}
+
 STATIC
 RETURN_STATUS
 SvmEnter (
@@ -545,23 +576,8 @@ SvmEnter (
 
   Control->TlbControl = HV_SVM_TLB_NOTHING;
 
-  // An event whose delivery the exit cut off goes again. INT n, INT3 and INTO are executed again instead: RIP is
-  // still at them (APM2 15.7.2, 15.20).
   Event             = Control->ExitIntInfo;
-  Control->EventInj = 0;
-  if ((Event & HV_SVM_EVENT_VALID) != 0) {
-    switch (Event & HV_SVM_EVENT_TYPE_MASK) {
-      case HV_SVM_EVENT_TYPE_SOFTWARE:
-        break;
-      case HV_SVM_EVENT_TYPE_EXCEPTION:
-        if (((Event & 0xFF) == 3) || ((Event & 0xFF) == 4)) {
-          break;
-        }
-
-      default:
-        Control->EventInj = Event;
-    }
-  }
+  Control->EventInj = ((Event & HV_SVM_EVENT_VALID) != 0) ? Redelivered (Event) : 0;
 
   Exit->Kind         = ExitKind (Exit->Code, Exit->Info1);
   Exit->NextRip      = Control->NextRip;

@@ -39,6 +39,7 @@
 #define SHELL "/hvtools/bin/sh"
 #define PATH "PATH=/hvtools/bin:/bin:/sbin:/usr/bin:/usr/sbin"
 #define MAX_CPUS 4096
+#define MAX_SUBLEAVES 64
 
 #define KIND_NAME(kind, name) [kind] = name,
 static const char *const kind_names[HvExitKindCount] = {HV_EXIT_KIND_LIST(KIND_NAME)};
@@ -444,6 +445,50 @@ static int use_port(int count, char **arguments)
 	return 0;
 }
 
+/* One leaf. Of the first processor the subleaves that are not as the one before; of others what differs from it. */
+static void print_leaf(unsigned cpu, uint32_t leaf, uint32_t first[MAX_SUBLEAVES][4])
+{
+	for (uint32_t subleaf = 0; subleaf < MAX_SUBLEAVES; subleaf++) {
+		uint32_t now[4];
+		bool known;
+
+		__cpuid_count(leaf, subleaf, now[0], now[1], now[2], now[3]);
+		if (cpu == 0) {
+			memcpy(first[subleaf], now, sizeof(now));
+			known = subleaf > 0 && memcmp(now, first[subleaf - 1], sizeof(now)) == 0;
+		} else {
+			known = memcmp(now, first[subleaf], sizeof(now)) == 0;
+		}
+		if (!known)
+			say("leaf %u %08x %u %08x %08x %08x %08x", cpu, leaf, subleaf, now[0], now[1], now[2], now[3]);
+	}
+}
+
+/* Every leaf of every processor: what there is, and a good piece of what there is not. */
+static int print_leaves(void)
+{
+	static const struct {
+		uint32_t first, last;
+	} ranges[] = {{0, 0x100}, {0x20000000, 0x20000002}, {0x40000000, 0x40000010}, {0x4fffffff, 0x50000000},
+		      {0x7fffffff, 0x80000040}, {0x8fffffff, 0x8fffffff}, {0xc0000000, 0xc0000004}, {0xffffffff, 0xffffffff}};
+	static uint32_t first[512][MAX_SUBLEAVES][4];
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	for (unsigned cpu = 0; cpu < (unsigned)cpus; cpu++) {
+		size_t leaves = 0;
+		cpu_set_t one;
+
+		CPU_ZERO(&one);
+		CPU_SET(cpu, &one);
+		if (sched_setaffinity(0, sizeof(one), &one) != 0)
+			return 1;
+		for (size_t range = 0; range < sizeof(ranges) / sizeof(ranges[0]); range++)
+			for (uint64_t leaf = ranges[range].first; leaf <= ranges[range].last; leaf++)
+				print_leaf(cpu, (uint32_t)leaf, first[leaves++]);
+	}
+	return 0;
+}
+
 int main(int count, char **arguments)
 {
 	if (getpid() == 1)
@@ -454,6 +499,8 @@ int main(int count, char **arguments)
 		return start_kernel(arguments[2], arguments[3], arguments[4]);
 	if ((count == 4 || count == 5) && strcmp(arguments[1], "port") == 0)
 		return use_port(count - 2, arguments + 2);
-	fputs("usage: hvcheck [kexec KERNEL INITRD COMMAND-LINE | port PORT SIZE [VALUE]]\n", stderr);
+	if (count == 2 && strcmp(arguments[1], "leaves") == 0)
+		return print_leaves();
+	fputs("usage: hvcheck [leaves | kexec KERNEL INITRD COMMAND-LINE | port PORT SIZE [VALUE]]\n", stderr);
 	return 2;
 }
