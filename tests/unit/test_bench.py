@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hvtools.bench.budgets import Budget, over_budget, read_budgets
 from hvtools.bench.figures import Figure, figure, read_report, report_of
 from hvtools.bench.shell import costs, parse
 from hvtools.errors import HvError, UsageError
+from hvtools.guest.build import program
 from hvtools.machines.registry import PLATFORMS
 
 CONSOLE = """\
@@ -118,6 +120,18 @@ hvbench: mark=load uptime=10.50
 hvcheck: exits when=now cpu=0 cpuid=120 apic-write=25 total=145
 hvcheck: exits when=now cpu=1 cpuid=60 wrmsr=1 total=61
 """
+
+
+def test_cpuid_from_user_space_is_without_the_loop() -> None:
+    said = "hvbench: when=linux name=nop loops=9 min=15 sum=900\n"
+    said += "hvbench: when=linux name=exit.cpuid loops=9 min=99 sum=990\n"
+    assert linux.user_space_cpuid(said) == 84
+    with pytest.raises(HvError, match="did not measure"):
+        linux.user_space_cpuid(said.replace("exit.cpuid", "other"))
+
+
+def test_a_program_of_the_root_guest_can_be_executed() -> None:
+    assert os.access(program("hvbench"), os.X_OK)
 
 
 def test_exits_between_marks_are_those_of_all_processors() -> None:

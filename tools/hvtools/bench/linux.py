@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from hvtools.bench.figures import Figure, figure
-from hvtools.bench.shell import TARGET, parse
+from hvtools.bench.shell import TARGET, must_be_release, parse
 from hvtools.boot.hvlog import fields_of
 from hvtools.boot.request import BootRequest
 from hvtools.boot.result import BootResult
@@ -21,9 +21,7 @@ from hvtools.machines.registry import platform_named
 # What is fixed about the load: processes that are started, and bytes that are copied between two of them.
 _SCRIPT = """\
 mark() { echo "hvbench: mark=$1 uptime=$(cut -d' ' -f1 /proc/uptime)"; hvcheck; }
-if [ -x /add/hvbench ]; then
-    /add/hvbench
-fi
+/add/hvbench || exit 1
 mark settle
 sleep 0.2
 mark idle
@@ -52,7 +50,10 @@ def boot(platform_name: str, cpus: int, folder: Path, hypervisor: bool = True, *
         target=TARGET,
         **more,  # type: ignore[arg-type]
     )
-    return run(request, folder).must_be_ok()
+    result = run(request, folder).must_be_ok()
+    if hypervisor:
+        must_be_release(result)
+    return result
 
 
 def _marks(output: str) -> dict[str, tuple[float, Counter[str]]]:
@@ -101,11 +102,23 @@ def exits(platform_name: str, cpus: int, folder: Path) -> list[Figure]:
         seconds, kinds = _between(marks, begin, end)
         rate = (kinds.total() - kinds["cpuid"]) / seconds
         found.append(figure(f"{name}.exits.but-cpuid", platform_name, cpus, "exits/s", [round(rate, 1)]))
-    samples = parse(result.checks.script_output)
     if cpus == 1 and platform.ticks_per_instruction and platform.counting_accelerator is None:
-        least = samples["linux", "linux.cpuid"].least - samples["linux", "nop"].least
+        least = user_space_cpuid(result.checks.script_output)
         found.append(figure("exit.cpuid.linux", platform_name, cpus, "instructions", [least]))
     return found
+
+
+def user_space_cpuid(output: str) -> int:
+    """Read what the program hvbench says: ticks of CPUID in user space, less those of NOP.
+
+    Raises:
+        HvError: it did not say it.
+    """
+    samples = parse(output)
+    try:
+        return samples["linux", "exit.cpuid"].least - samples["linux", "nop"].least
+    except KeyError:
+        raise HvError("hvbench did not measure CPUID from user space") from None
 
 
 def ticks(platform_name: str, cpus: int, folder: Path) -> list[Figure]:

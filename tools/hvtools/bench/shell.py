@@ -31,7 +31,7 @@ _SCRIPT = "\r\n".join(
     ]
 )
 _BASE = ".base"
-_LINE = re.compile(r"^hvbench: when=(native|hv) name=(\S+) loops=(\d+) min=(\d+) sum=(\d+)\s*$", re.MULTILINE)
+_LINE = re.compile(r"^hvbench: when=(native|hv|linux) name=(\S+) loops=(\d+) min=(\d+) sum=(\d+)\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ Samples = Mapping[tuple[str, str], Sample]
 
 
 def parse(console: str) -> Samples:
-    """Read HvBench's lines: by when ("native", "hv") and name."""
+    """Read the lines of HvBench and of hvbench: by when ("native", "hv", "linux") and name."""
     return {
         (match[1], match[2]): Sample(int(match[3]), int(match[4]), int(match[5])) for match in _LINE.finditer(console)
     }
@@ -109,6 +109,17 @@ def measure(platform_name: str, cpus: int, folder: Path) -> list[Figure]:
     return figures_of(result, platform_name, cpus)
 
 
+def must_be_release(result: BootResult) -> None:
+    """Figures are of RELEASE builds, so that a DEBUG build's own checks are not among them.
+
+    Raises:
+        HvError: what ran was another.
+    """
+    started = [line.fields.get("build") for line in result.log if line.event == "start"]
+    if started[:1] != [TARGET]:
+        raise HvError(f"the hypervisor that was measured is no {TARGET} build: {started}")
+
+
 def figures_of(result: BootResult, platform_name: str, cpus: int) -> list[Figure]:
     """Read the figures of a boot.
 
@@ -122,6 +133,7 @@ def figures_of(result: BootResult, platform_name: str, cpus: int) -> list[Figure
         raise HvError(
             f"HvDxe did not start on {platform_name}: {'; '.join(reasons(result.log)) or 'no reason in its log'}"
         )
+    must_be_release(result)
     # On Bochs with more than one processor the counter is a clock that they share.
     exact = cpus == 1 or "ticks" not in platform.capabilities
     unit = "instructions" if exact and platform.ticks_per_instruction else "ticks"

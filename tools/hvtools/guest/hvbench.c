@@ -23,9 +23,12 @@ static void cpuid(void)
 	__asm__ __volatile__("cpuid" : "+a"(eax), "+c"(ecx) : : "rbx", "rdx");
 }
 
+/* All that cpuid() does, but for the instruction. */
 static void nothing(void)
 {
-	__asm__ __volatile__("nop");
+	uint32_t eax = 0, ecx = 0;
+
+	__asm__ __volatile__("nop" : "+a"(eax), "+c"(ecx) : : "rbx", "rdx");
 }
 
 static void measure(const char *name, void (*volatile operation)(void))
@@ -48,6 +51,6 @@ static void measure(const char *name, void (*volatile operation)(void))
 int main(void)
 {
 	measure("nop", nothing);
-	measure("linux.cpuid", cpuid);
+	measure("exit.cpuid", cpuid);
 	return 0;
 }

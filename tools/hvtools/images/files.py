@@ -52,7 +52,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp gives 0600
+        executable = temporary.stat().st_mode & 0o111  # as a linker leaves it
+        temporary.chmod((0o666 | executable) & ~umask)  # mkstemp gives 0600
         temporary.replace(path)
     except OSError as error:
         raise _explained(path, error) from error
