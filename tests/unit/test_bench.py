@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from hvtools.bench import budgets, linux, nested, show
+from hvtools.bench import budgets, linux, nested, plot, show
 from hvtools.bench.budgets import Budget, over_budget, read_budgets
 from hvtools.bench.figures import Figure, figure, read_report, report_of
 from hvtools.bench.shell import costs, parse
@@ -111,6 +113,14 @@ def test_a_change_is_shown() -> None:
     assert "100 was 200 (-50.0%)" in cells
 
 
+def test_no_figure_is_cut_off_where_the_screen_is_narrow() -> None:
+    names = ("qemu-svm", "bochs-vmx", "bochs-svm", "kvm")
+    report = report_of([figure("memory.reserved", name, 64, "bytes", [1234567890123]) for name in names])
+    console = Console(file=io.StringIO(), width=40)
+    show.print_whole(console, show.table(report))
+    assert isinstance(console.file, io.StringIO) and console.file.getvalue().count("1,234,567,890,123") == 4
+
+
 SCRIPT_OUTPUT = """\
 hvbench: mark=idle uptime=10.00
 hvcheck: cpu when=now id=0 apic=0 signature=HvPkgHvPkgHv interface=1 features=0x3 backend=svm index=0 svm=0 vmx=0
@@ -148,3 +158,19 @@ def test_nested_tables_are_as_large_as_arithmetic_says() -> None:
     assert found["nested.4k.1g.bytes"] == (512 + 3) * 4096
     assert found["nested.1g.4t.bytes"] == 9 * 4096 and found["nested.2m.4t.bytes"] == (4096 + 9) * 4096
     assert all(found[name.replace(".bytes", ".build")] > 0 for name in found if name.endswith(".bytes"))
+
+
+def test_plots_are_made_of_what_there_is(tmp_path: Path) -> None:
+    made = plot.write(
+        report_of(
+            [
+                figure("exit.cpuid", "bochs-vmx", 1, "instructions", [80]),
+                figure("launch.ticks", "qemu-svm", 1, "TSC", [80]),
+                figure("launch.ticks", "qemu-svm", 2, "TSC", [160]),
+                figure("nested.2m.4t.bytes", "host", 0, "bytes", [4096]),
+            ]
+        ),
+        tmp_path / "plots",
+    )
+    assert {path.name for path in made} == {"exits.png", "launch.png", "nested-bytes.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from hvtools.bench.figures import Figure, Report
@@ -38,3 +40,11 @@ def table(report: Report, before: Report | None = None) -> Table:
         if any(cell is not None and cell.unit == unit for cell in cells):
             made.add_row(name, unit, *(_value(c if c and c.unit == unit else None, before) for c in cells))
     return made
+
+
+def print_whole(console: Console, made: Table) -> None:
+    """Print a table in its own width: a figure that is cut off says nothing."""
+    screen = console.width
+    console.width = max(screen, Measurement.get(console, console.options.update(width=10_000), made).maximum)
+    console.print(made)
+    console.width = screen

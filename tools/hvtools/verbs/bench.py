@@ -24,12 +24,14 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 Examples:
   hv bench --quick                what takes seconds
   hv bench --json before.json     to compare with later
-  hv bench --compare before.json  what changed since""",
+  hv bench --compare before.json  what changed since
+  hv bench --plot plots/          bars and curves""",
 )
 @click.option("--on", "platforms", metavar="PLATFORM", multiple=True, help=f"{', '.join(PLATFORMS)}; default: all.")
 @click.option("--quick", is_flag=True, help="Only what takes seconds.")
 @click.option("--check", is_flag=True, help="Fail if a figure that has a budget is over it; measures only those.")
 @click.option("--compare", metavar="FILE", type=_FILE, help="Show the change since a report of --json.")
+@click.option("--plot", "plots", metavar="DIR", type=_FOLDER, help="Draw the figures into files of this folder.")
 @report.json_option
 @click.option("--keep", type=_FOLDER, metavar="DIR", help="Folder for all logs.")
 def command(
@@ -37,6 +39,7 @@ def command(
     quick: bool,
     check: bool,
     compare: Path | None,
+    plots: Path | None,
     json_file: Path | None,
     keep: Path | None,
 ) -> int:
@@ -48,14 +51,21 @@ def command(
     names = [platform_named(name).name for name in platforms or PLATFORMS]
     before = read_report(compare) if compare else None
     folder = logs_folder(keep)
+    if plots is not None:
+        plots = logs_folder(plots)
     wanted = plan.CHECKED if check else plan.QUICK if quick else plan.ALL
     figures = []
     for part in wanted:
         with ui.step(part.title) as step:
             figures += part.measure(names, folder, step)
     result = report_of(figures)
-    ui.out.print(show.table(result, before))
+    show.print_whole(ui.out, show.table(result, before))
     report.write(json_file, result.as_json())
+    if plots is not None:
+        from hvtools.bench import plot  # matplotlib takes a second to load
+
+        for path in plot.write(result, plots):
+            ui.info(f"plot: {path}")
     if check:
         over = budgets.over_budget(figures, [each for each in budgets.read_budgets() if each.platform in names])
         if over:
