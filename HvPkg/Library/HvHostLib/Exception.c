@@ -69,6 +69,22 @@ HvHostShutdown (
   __asm__ __volatile__ ("lidt %0; int3" : : "m" (Idtr));
 }
 
+///
+/// Whether this is a single step that the guest began: here TF is never set, and DR7 has no breakpoint (APM2 15.6; SDM
+/// 28.5.1). An instruction that exits is not done, so its trap comes behind it, in the guest, from HvCoreRetire. Bochs
+/// 3.0 keeps it over #VMEXIT, and with GIF clear it is not held back (APM2 15.17): it comes at the first instruction of
+/// the host.
+///
+STATIC
+BOOLEAN
+IsStepOfGuest (
+  IN CONST HV_EXCEPTION_FRAME  *Frame
+  )
+{
+  return (BOOLEAN)((Frame->Vector == HV_VECTOR_DB) && ((Frame->Rflags & HV_RFLAGS_TF) == 0) &&
+                   ((AsmReadDr6 () & HV_DR6_BS) != 0));
+}
+
 VOID
 HvHostException (
   IN OUT HV_EXCEPTION_FRAME  *Frame
@@ -81,6 +97,12 @@ HvHostException (
   if (Frame->Vector == HV_VECTOR_SX) {
     // A redirected INIT (APM2 15.28, 15.30.1): it waits in the mailbox like one that was sent through us.
     HvMailboxPostInit (&Cpu->Mailbox);
+    return;
+  }
+
+  if (IsStepOfGuest (Frame)) {
+    // VMRUN loads the guest's DR6; the bit is not to be taken for that of a later #DB.
+    AsmWriteDr6 (AsmReadDr6 () & ~(UINTN)HV_DR6_BS);
     return;
   }
 

@@ -134,8 +134,8 @@ HvHostXsetbvRaw (
   );
 
 /**
-  Takes an exception of host life: INIT redirected to #SX is posted, an instruction with a fixup goes on there, any
-  other stops this processor.
+  Takes an exception of host life: INIT redirected to #SX is posted, a single step of the guest is passed by, an
+  instruction with a fixup goes on there, any other stops this processor.
 
   @param[in,out] Frame  What the stub pushed; the registers that it pops.
 
