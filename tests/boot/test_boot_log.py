@@ -12,6 +12,7 @@ import pytest
 from hvtools import build
 from hvtools.boot.hvlog import parse_log
 from hvtools.boot.shell import EfiShell
+from hvtools.machines.live import live_memory
 
 if TYPE_CHECKING:
     from tests.boot.conftest import Hv, Session
@@ -38,8 +39,9 @@ def test_the_ring_of_a_machine_that_runs_and_of_its_dump(session: Session, hv: H
         live = shown(str(folder), "--save", str(dump))
         ports = [line.text() for line in parse_log(strategy.machine.hypervisor_log())]
         raw = tmp_path / "memory.raw"
-        arguments: dict[str, object] = {"val": 0, "size": 512 << 20, "filename": str(raw)}
-        strategy.machine.monitor.execute("pmemsave", arguments)  # type: ignore[attr-defined]
+        memory = live_memory(folder)
+        assert memory is not None
+        raw.write_bytes(memory.read(0, 512 << 20))
         strategy.machine.power.off()
         followed, said = follower.communicate(timeout=60)
     events = [line["event"] for line in live]

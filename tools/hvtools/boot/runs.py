@@ -11,10 +11,8 @@ from hvtools import build
 from hvtools.boot.hvlog import LogLine, parse_log
 from hvtools.errors import UsageError
 from hvtools.machines.console import clean
-from hvtools.machines.live import LiveMemory
-from hvtools.machines.protocols import MachineError
-from hvtools.machines.qmp import attached
-from hvtools.machines.spec import CONSOLE_LOG, HYPERVISOR_LOG, MONITOR_SOCKET, SECOND_SERIAL_LOG
+from hvtools.machines.live import LiveMemory, live_memory
+from hvtools.machines.spec import CONSOLE_LOG, HYPERVISOR_LOG, SECOND_SERIAL_LOG
 
 _LINES_MAX = 100_000
 _LINE_MAX = 4096  # characters; a line of the log has at most 320
@@ -50,12 +48,7 @@ class Run:
 
     def memory(self) -> LiveMemory | None:
         """The memory of its machine; None if that has ended, or cannot be looked into."""
-        path = self.folder / MONITOR_SOCKET
-        try:
-            with attached(path):
-                return LiveMemory(path)
-        except MachineError:
-            return None
+        return live_memory(self.folder)
 
 
 def run_at(folder: Path | None) -> Run:

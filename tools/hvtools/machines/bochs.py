@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import select
@@ -40,6 +41,7 @@ _START_SECONDS = 30.0  # from the start of the process to its console; it takes 
 _LOG_END_SECONDS = 5.0  # from the end of the process to the end of its log
 
 _NAME = re.compile(r"[a-z0-9_.]+")
+_PANIC_BEGINS = re.compile(rb"\d+p\[")
 _RESET = "bx_pc_system_c::Reset("
 _PANIC = re.compile(r"^(\d+)p\[[^\]]*\] >>PANIC<< (.*)$", re.MULTILINE)
 _POWERED_OFF = ("ACPI control: soft power off", "Shutdown port: shutdown requested")
@@ -159,8 +161,9 @@ def configuration(spec: MachineSpec, default_cpu: str, image: Path, port: int) -
             "log: -",
             "panic: action=fatal",
             "error: action=report",
-            "info: action=ignore, pc_system=report",
-            "debug: action=ignore",
+            # By what the module memory says, the guest's memory is found in that of the process.
+            "info: action=ignore, pc_system=report, memory=report",
+            "debug: action=ignore, memory=report",
         )
     )
 
@@ -192,11 +195,10 @@ class _Log(threading.Thread):
     Bochs itself has no such option. A thread, because meanwhile somebody waits for the console.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], path: Path, ends_at_reset: bool) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], source: IO[bytes], path: Path, ends_at_reset: bool) -> None:
         super().__init__(name="bochs-log", daemon=True)
-        assert process.stderr is not None
         self._process = process
-        self._source: IO[bytes] = process.stderr
+        self._source = source
         self._path = path
         self._ends_at_reset = ends_at_reset
         self._resets = 0
@@ -215,6 +217,33 @@ class _Log(threading.Thread):
                     self._resets += 1
                     if self.reset_ended_it:
                         self._process.kill()
+
+
+class _HoldingLog(_Log):
+    """Holds an emulator in the first words that it says of its end, while it still has the machine's memory.
+
+    The pipe has room for one write, and each piece of a line is one. That one line more is not read keeps the emulator
+    in the next write but one, which is of the same line.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], source: IO[bytes], path: Path) -> None:
+        super().__init__(process, source, path, False)
+        self._over = threading.Event()
+
+    def let_go(self) -> None:
+        """Read the rest: the emulator was ended."""
+        self._over.set()
+
+    def run(self) -> None:
+        with self._source, self._path.open("wb", buffering=0) as file:
+            while said := os.read(self._source.fileno(), select.PIPE_BUF):
+                file.write(said)
+                if _RESET.encode() in said:
+                    self._resets += 1
+                    if self._resets > 1:
+                        self._process.send_signal(signal.SIGSTOP)
+                if _PANIC_BEGINS.match(said):
+                    self._over.wait()
 
 
 class BochsMonitor:
@@ -263,16 +292,24 @@ class BochsMachine(Emulator):
         with socket.create_server(("127.0.0.1", 0), backlog=1) as server:
             path = self._spec.folder / CONFIGURATION
             path.write_text(configuration(self._spec, self._default_cpu, image, server.getsockname()[1]))
-            with self._spec.emulator_errors.open("wb") as errors:
+            heard_log, said_log = os.pipe2(os.O_CLOEXEC | (os.O_DIRECT if self._spec.hold else 0))
+            if self._spec.hold:
+                fcntl.fcntl(said_log, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+            source = os.fdopen(heard_log, "rb")
+            with self._spec.emulator_errors.open("wb") as errors, os.fdopen(said_log, "wb") as log:
                 self._process = subprocess.Popen(
                     [str(program), "-q", "-f", str(path)],
                     stdin=subprocess.DEVNULL,
                     stdout=errors,
-                    stderr=subprocess.PIPE,
+                    stderr=log,
                     start_new_session=True,  # Ctrl-C is for us; we end the emulator in our own order
                     preexec_fn=die_with(os.getpid()),
                 )
-            self._log = _Log(self._process, self._spec.emulator_log, not self._spec.restart)
+            self._spec.emulator_pid.write_text(f"{self._process.pid}\n")
+            if self._spec.hold:
+                self._log = _HoldingLog(self._process, source, self._spec.emulator_log)
+            else:
+                self._log = _Log(self._process, source, self._spec.emulator_log, not self._spec.restart)
             self._log.start()
             heard = self._connected(server, self._process).detach()
             self._console = SerialConsole(heard, os.dup(heard), self._spec.console_log, self._listener)
@@ -309,6 +346,9 @@ class BochsMachine(Emulator):
         return ending_of(self._emulator_log(), self._process.returncode, self._log.reset_ended_it)
 
     def _close(self) -> None:
+        self._spec.emulator_pid.unlink(missing_ok=True)
         if self._process is not None:
+            if isinstance(self._log, _HoldingLog):
+                self._log.let_go()
             with contextlib.suppress(OSError):  # a full disk is no reason to fail here
                 self._conclude()

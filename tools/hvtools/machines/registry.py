@@ -103,7 +103,7 @@ def _bochs(vendor: str, cpu_model: str, capabilities: set[str], lesser: dict[str
     return Platform(
         name=f"bochs-{vendor}",
         vendor=vendor,
-        capabilities=frozenset({vendor, "smp", "xapic", "poweroff", "linux", "ticks"} | capabilities),
+        capabilities=frozenset({vendor, "smp", "xapic", "poweroff", "linux", "ticks", "memory"} | capabilities),
         cpu_model=cpu_model,
         accelerator=ACCELERATOR,
         concurrent_accelerator=None,

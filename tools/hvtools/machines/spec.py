@@ -14,6 +14,8 @@ CONSOLE_LOG = "console.log"
 HYPERVISOR_LOG = "hypervisor.log"
 SECOND_SERIAL_LOG = "serial2.log"
 MONITOR_SOCKET = "monitor"
+EMULATOR_LOG = "emulator.log"
+EMULATOR_PID = "emulator.pid"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,12 @@ class MachineSpec:
     @property
     def emulator_log(self) -> Path:
         """What the platform itself recorded (processor resets, triple faults)."""
-        return self.folder / "emulator.log"
+        return self.folder / EMULATOR_LOG
+
+    @property
+    def emulator_pid(self) -> Path:
+        """The number of the platform's process while it runs, where others need it to look into the machine."""
+        return self.folder / EMULATOR_PID
 
     @property
     def emulator_errors(self) -> Path:

@@ -40,7 +40,7 @@ def command(where: Path | None, follow: bool, level: str, save: Path | None, jso
     """Print the hypervisor's log from its ring in memory, which has also what is too frequent for the ports.
 
     RUN is the folder of a boot, by default the newest of this clone. If its machine has ended, or is one whose memory
-    cannot be read (Bochs), the log of the ports is printed. DUMP is a file with the machine's memory: ELF as QEMU's
+    cannot be read, the log of the ports is printed. DUMP is a file with the machine's memory: ELF as QEMU's
     dump-guest-memory writes it, or the plain bytes from address 0.
     """
     if where is not None and not where.is_dir():

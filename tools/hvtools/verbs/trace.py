@@ -11,10 +11,10 @@ from hvtools.boot import runner
 from hvtools.boot.hvlog import parse_log
 from hvtools.boot.request import BootRequest, parse_added, parse_settings
 from hvtools.boot.strategy import BootStrategy, State
-from hvtools.errors import HvError, UsageError
+from hvtools.errors import HvError
 from hvtools.generated.options import OPTIONS
-from hvtools.machines.live import LiveMemory
-from hvtools.machines.registry import DEFAULT_PLATFORM, platform_named
+from hvtools.machines.live import LiveMemory, live_memory
+from hvtools.machines.registry import DEFAULT_PLATFORM, PLATFORM_NAMES, platform_named
 from hvtools.trace import records
 from hvtools.trace.summary import Summary, summarise
 from hvtools.trace.symbols import Symbols
@@ -39,7 +39,7 @@ Examples:
     shell_complete=completion.platforms,
     metavar="PLATFORM",
     default=DEFAULT_PLATFORM,
-    help="qemu-svm, or kvm where it is ready.",
+    help=f"Platform ({DEFAULT_PLATFORM}): {', '.join(PLATFORM_NAMES)}.",
 )
 @click.option("--cpus", type=int, default=2, metavar="N", help="Processors (2).")
 @click.option(
@@ -90,8 +90,6 @@ def command(
     is started at its linked address (nokaslr).
     """
     found = platform_named(platform)
-    if "memory" not in found.capabilities:
-        raise UsageError(f"{platform}: its memory cannot be read from outside: use --on {DEFAULT_PLATFORM}")
     symbols = Symbols(symbols_file) if symbols_file is not None else None
     if picture is not None:
         # It takes a second to load, and no other verb needs it.
@@ -124,16 +122,18 @@ def _boot(request: BootRequest, folder: Path) -> records.Trace:
         with ui.step(f"booting with a trace on {request.platform}") as step:
             strategy.transition(State.ROOT)
             step.update("running")
-            _until_off(strategy)
+            memory = live_memory(strategy.machine.spec.folder)
+            if memory is None:
+                raise HvError("the machine is gone before its trace could be read")
+            _until_off(strategy, memory)
         lines = parse_log(strategy.machine.hypervisor_log())
         with ui.step("reading the records"):
-            return records.read(LiveMemory(strategy.machine.spec.monitor_socket), lines)
+            return records.read(memory, lines)
 
 
-def _until_off(strategy: BootStrategy) -> None:
+def _until_off(strategy: BootStrategy, memory: LiveMemory) -> None:
     """Wait until the machine has powered itself off, and is held with its memory."""
-    status = LiveMemory(strategy.machine.spec.monitor_socket).status
-    while status() != "shutdown":
+    while not memory.held():
         if not strategy.remaining:
             raise HvError("the machine did not power off in time")
         # An emulator whose console nobody reads stands still.
