@@ -14,7 +14,6 @@
 #define GUARD_PAGES         1
 #define LARGE_PAGE_PAGES    EFI_SIZE_TO_PAGES (SIZE_2MB)
 #define PAGES_ON_DEMAND     64  // tables for holes of the address space that the root touches later
-#define SYSCFG_MEM_ENCRYPT  BIT23 // MSR C0010010h: memory encryption is on (APM2 7.10.1)
 #define PAGES_TO_SPLIT      64  // tables that carve-outs add: host block, APIC page, guard pages, memory types
 
 STATIC UINT64   mBase;
@@ -161,7 +160,7 @@ PhysicalAddressBits (
     Bits = (UINT8)(Eax & HV_CPUID_80000008_EAX_PHYSICAL_BITS_MASK);
   }
 
-  if ((Max >= HV_CPUID_8000001F) && ((AsmReadMsr64 (HV_MSR_SYSCFG) & SYSCFG_MEM_ENCRYPT) != 0)) {
+  if ((Max >= HV_CPUID_8000001F) && ((AsmReadMsr64 (HV_MSR_SYSCFG) & HV_SYSCFG_MEM_ENCRYPT) != 0)) {
     // Memory encryption takes address bits away while it is on (APM2 7.10.1).
     AsmCpuid (HV_CPUID_8000001F, NULL, &Ebx, NULL, NULL);
     Bits -= (UINT8)((Ebx & HV_CPUID_8000001F_EBX_ADDRESS_REDUCTION_MASK) >> HV_CPUID_8000001F_EBX_ADDRESS_REDUCTION_SHIFT);

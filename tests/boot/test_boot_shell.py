@@ -45,11 +45,6 @@ def test_every_processor_answers_while_all_of_them_run(boot: Boot, concurrent: s
     boot(application=image("HvMpStress.efi"), accelerator=concurrent, timeout=300).must_be_ok()
 
 
-def test_reserved_memory_reads_all_ones_and_keeps_its_contents(boot: Boot) -> None:
-    result = boot(application=image("HvReservedProbe.efi")).must_be_ok()
-    assert result.exits["host-memory"] > 0, result.report()
-
-
 @pytest.mark.everywhere
 def test_stores_to_the_local_apic_and_to_host_memory_do_what_the_processor_does(boot: Boot) -> None:
     result = boot(application=image("HvStoreProbe.efi")).must_be_ok()

@@ -55,6 +55,7 @@
 //
 #define HV_CPUID_7              0x00000007  ///< structured features
 #define HV_CPUID_7_EBX_INVPCID  0x00000400  ///< INVPCID
+#define HV_CPUID_7_EBX_PT       0x02000000  ///< processor trace: it writes to physical addresses
 #define HV_CPUID_7_ECX_PKU      0x00000008  ///< protection keys
 #define HV_CPUID_7_ECX_OSPKE    0x00000010  ///< CR4.PKE
 #define HV_CPUID_7_ECX_WAITPKG  0x00000020  ///< UMONITOR, UMWAIT, TPAUSE
@@ -82,6 +83,11 @@
 #define HV_CPUID_D_1_EAX_XSAVEC    0x00000002  ///< XSAVEC
 #define HV_CPUID_D_1_EAX_XGETBV1   0x00000004  ///< XGETBV with ECX 1
 #define HV_CPUID_D_1_EAX_XSAVES    0x00000008  ///< XSAVES
+
+//
+// Leaf 14: processor trace (SDM Vol 2 CPUID)
+//
+#define HV_CPUID_14  0x00000014  ///< processor trace
 
 //
 // Leaf 40000000: highest hypervisor leaf in EAX, signature in EBX, ECX, EDX (HvPkg)
@@ -163,6 +169,9 @@
 #define HV_CPUID_HYPERVISOR_MAX  0x40000002  ///< highest hypervisor leaf
 
 #define HV_CPUID_SIGNATURE  "HvPkgHvPkgHv"
+
+/// In a row of HV_CPUID_ROOT_POLICY_LIST: the leaf has no subleaves, or all are treated alike.
+#define HV_CPUID_ANY_SUBLEAF  MAX_UINT32
 
 //
 // Backend, leaf 40000001 ECX (HvPkg)
@@ -303,15 +312,20 @@
 #define HV_VECTOR_VC   0x1D  ///< VMM communication (AMD)
 #define HV_VECTOR_SX   0x1E  ///< security (AMD)
 
-/// X (leaf, register, bits cleared, bits set, name): what the root sees otherwise, in the order of the leaves.
-#define HV_CPUID_ROOT_POLICY_LIST(X)                                                                                                           \
-  X (HV_CPUID_1,        HV_CPUID_REG_ECX, HV_CPUID_1_ECX_VMX | HV_CPUID_1_ECX_SMX,                  HV_CPUID_1_ECX_HYPERVISOR, "1.ecx")        \
-  X (HV_CPUID_80000001, HV_CPUID_REG_ECX, HV_CPUID_80000001_ECX_SVM | HV_CPUID_80000001_ECX_SKINIT, 0,                         "80000001.ecx") \
-  X (HV_CPUID_80000008, HV_CPUID_REG_EBX, HV_CPUID_80000008_EBX_INVLPGB,                            0,                         "80000008.ebx") \
-  X (HV_CPUID_8000000A, HV_CPUID_REG_EAX, MAX_UINT32,                                               0,                         "8000000A.eax") \
-  X (HV_CPUID_8000000A, HV_CPUID_REG_EBX, MAX_UINT32,                                               0,                         "8000000A.ebx") \
-  X (HV_CPUID_8000000A, HV_CPUID_REG_ECX, MAX_UINT32,                                               0,                         "8000000A.ecx") \
-  X (HV_CPUID_8000000A, HV_CPUID_REG_EDX, MAX_UINT32,                                               0,                         "8000000A.edx")
+/// X (leaf, subleaf, register, bits cleared, bits set, name): what the root sees otherwise, leaves in order.
+#define HV_CPUID_ROOT_POLICY_LIST(X)                                                                                                                                 \
+  X (HV_CPUID_1,        HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_ECX, HV_CPUID_1_ECX_VMX | HV_CPUID_1_ECX_SMX,                  HV_CPUID_1_ECX_HYPERVISOR, "1.ecx")        \
+  X (HV_CPUID_7,        0,                    HV_CPUID_REG_EBX, HV_CPUID_7_EBX_PT,                                        0,                         "7.ebx")        \
+  X (HV_CPUID_14,       HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EAX, MAX_UINT32,                                               0,                         "14.eax")       \
+  X (HV_CPUID_14,       HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EBX, MAX_UINT32,                                               0,                         "14.ebx")       \
+  X (HV_CPUID_14,       HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_ECX, MAX_UINT32,                                               0,                         "14.ecx")       \
+  X (HV_CPUID_14,       HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EDX, MAX_UINT32,                                               0,                         "14.edx")       \
+  X (HV_CPUID_80000001, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_ECX, HV_CPUID_80000001_ECX_SVM | HV_CPUID_80000001_ECX_SKINIT, 0,                         "80000001.ecx") \
+  X (HV_CPUID_80000008, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EBX, HV_CPUID_80000008_EBX_INVLPGB,                            0,                         "80000008.ebx") \
+  X (HV_CPUID_8000000A, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EAX, MAX_UINT32,                                               0,                         "8000000A.eax") \
+  X (HV_CPUID_8000000A, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EBX, MAX_UINT32,                                               0,                         "8000000A.ebx") \
+  X (HV_CPUID_8000000A, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_ECX, MAX_UINT32,                                               0,                         "8000000A.ecx") \
+  X (HV_CPUID_8000000A, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EDX, MAX_UINT32,                                               0,                         "8000000A.edx")
 
 /// X (leaf, register, bit, name): bits that follow the root's own CR4.
 #define HV_CPUID_ROOT_DYNAMIC_LIST(X)                                 \

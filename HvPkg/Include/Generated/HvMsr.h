@@ -131,7 +131,9 @@
 // MSR numbers: Intel (as above)
 //
 #define HV_MSR_FEATURE_CONTROL          0x0000003A  ///< VMX and SMX switch and lock (SDM 24.7, Vol 4 Table 2-2)
+#define HV_MSR_BIOS_UPDT_TRIG           0x00000079  ///< microcode update (SDM 10.11.6)
 #define HV_MSR_SMM_MONITOR_CTL          0x0000009B  ///< dual monitor SMM (SDM 32.15.5)
+#define HV_MSR_SMBASE                   0x0000009E  ///< SMRAM base (SDM 32.4.2, Vol 4 Table 2-2)
 #define HV_MSR_SMRR_PHYSBASE            0x000001F2  ///< SMRAM range base (SDM 12.11.2.4)
 #define HV_MSR_SMRR_PHYSMASK            0x000001F3  ///< SMRAM range mask (SDM 12.11.2.4)
 #define HV_MSR_PERF_GLOBAL_CTRL         0x0000038F  ///< performance counters on (SDM 20.2.2)
@@ -157,7 +159,23 @@
 #define HV_MSR_VMX_EXIT_CTLS2           0x00000493  ///< secondary exit controls (SDM A.4.2)
 #define HV_MSR_LBR_CTL                  0x000014CE  ///< last branch records control (SDM Vol 4 Table 2-2)
 #define HV_MSR_BNDCFGS                  0x00000D90  ///< MPX configuration (SDM Vol 4 Table 2-2)
+#define HV_MSR_RTIT_OUTPUT_BASE         0x00000560  ///< processor trace output (SDM 33.2.7.7)
+#define HV_MSR_RTIT_OUTPUT_MASK_PTRS    0x00000561  ///< processor trace output (SDM 33.2.7.8)
 #define HV_MSR_RTIT_CTL                 0x00000570  ///< processor trace control (SDM 33.2.8.2)
+#define HV_MSR_RTIT_STATUS              0x00000571  ///< processor trace status (SDM 33.2.8.4)
+#define HV_MSR_RTIT_CR3_MATCH           0x00000572  ///< processor trace filter (SDM 33.2.8.6)
+#define HV_MSR_RTIT_ADDR0_A             0x00000580  ///< processor trace filter (SDM 33.2.8.5)
+#define HV_MSR_RTIT_ADDR1_A             0x00000582  ///< processor trace filter (SDM 33.2.8.5)
+#define HV_MSR_RTIT_ADDR2_A             0x00000584  ///< processor trace filter (SDM 33.2.8.5)
+#define HV_MSR_RTIT_ADDR3_A             0x00000586  ///< processor trace filter (SDM 33.2.8.5)
+#define HV_MSR_RTIT_ADDR0_B             0x00000581  ///< processor trace filter (SDM 33.2.8.5)
+#define HV_MSR_RTIT_ADDR1_B             0x00000583  ///< processor trace filter (SDM 33.2.8.5)
+#define HV_MSR_RTIT_ADDR2_B             0x00000585  ///< processor trace filter (SDM 33.2.8.5)
+#define HV_MSR_RTIT_ADDR3_B             0x00000587  ///< processor trace filter (SDM 33.2.8.5)
+#define HV_MSR_TME_ACTIVATE             0x00000982  ///< total memory encryption (SDM Vol 4 Table 2-2)
+#define HV_MSR_TME_EXCLUDE_MASK         0x00000983  ///< total memory encryption (SDM Vol 4 Table 2-2)
+#define HV_MSR_TME_EXCLUDE_BASE         0x00000984  ///< total memory encryption (SDM Vol 4 Table 2-2)
+#define HV_MSR_HW_FEEDBACK_PTR          0x000017D0  ///< table of the hardware feedback interface (SDM 15.6.4)
 
 //
 // MSR numbers: AMD (as above)
@@ -179,8 +197,12 @@
 #define HV_MSR_SMM_CTL         0xC0010116  ///< SMM control (APM2 15.30.3)
 #define HV_MSR_VM_HSAVE_PA     0xC0010117  ///< host state save area (APM2 15.30.4)
 #define HV_MSR_SVM_KEY         0xC0010118  ///< unlocks SVME (APM2 15.31)
+#define HV_MSR_SMM_KEY         0xC0010119  ///< unlocks SMMLOCK (APM2 15.32)
+#define HV_MSR_PATCH_LOADER    0xC0010020  ///< microcode update (APM2 Appendix A)
 #define HV_MSR_GHCB            0xC0010130  ///< guest hypervisor communication block (APM2 15.35)
 #define HV_MSR_SEV_STATUS      0xC0010131  ///< active SEV features (APM2 15.34)
+#define HV_MSR_RMP_BASE        0xC0010132  ///< reverse map table (APM2 15.36)
+#define HV_MSR_RMP_END         0xC0010133  ///< reverse map table (APM2 15.36)
 #define HV_MSR_VIRT_SPEC_CTRL  0xC001011F  ///< virtual speculation control (APM2 3.2.9)
 #define HV_MSR_OSVW_ID_LENGTH  0xC0010140  ///< OS visible workarounds: length (APM2 Appendix A)
 #define HV_MSR_OSVW_STATUS     0xC0010141  ///< OS visible workarounds: status (APM2 Appendix A)
@@ -231,6 +253,18 @@
 #define HV_FEATURE_CONTROL_LOCK             0x0000000000000001ULL  ///< locked until reset
 #define HV_FEATURE_CONTROL_VMX_INSIDE_SMX   0x0000000000000002ULL  ///< VMXON allowed in SMX operation
 #define HV_FEATURE_CONTROL_VMX_OUTSIDE_SMX  0x0000000000000004ULL  ///< VMXON allowed outside SMX operation
+#define HV_FEATURE_CONTROL_SENTER_MASK      0x000000000000FF00ULL  ///< SENTER functions
+#define HV_FEATURE_CONTROL_SENTER_SHIFT     8                      ///< SENTER functions: lowest bit
+
+//
+// SYSCFG (APM2 3.2.1, 7.9.1)
+//
+#define HV_SYSCFG_MTRR_FIX_DRAM_EN   0x0000000000040000ULL  ///< RdMem and WrMem of the fixed MTRRs count
+#define HV_SYSCFG_MTRR_FIX_DRAM_MOD  0x0000000000080000ULL  ///< RdMem and WrMem of the fixed MTRRs can be seen and written
+#define HV_SYSCFG_MTRR_VAR_DRAM_EN   0x0000000000100000ULL  ///< TOP_MEM and IORRs count
+#define HV_SYSCFG_MTRR_TOM2_EN       0x0000000000200000ULL  ///< TOP_MEM2 counts
+#define HV_SYSCFG_MEM_ENCRYPT        0x0000000000800000ULL  ///< memory encryption is on
+#define HV_SYSCFG_SNP_EN             0x0000000001000000ULL  ///< the RMP counts
 
 //
 // MTRR_CAP (SDM 12.11.1; APM2 7.7.1)
@@ -311,66 +345,114 @@
 #define HV_VMX_EPT_VPID_CAP_INVVPID_ALL                0x0000040000000000ULL  ///< INVVPID all contexts
 #define HV_VMX_EPT_VPID_CAP_INVVPID_SINGLE_NOT_GLOBAL  0x0000080000000000ULL  ///< INVVPID single context, globals kept
 
-/// X (msr, SVM intercepts reads, writes, VMX intercepts reads, writes, denied, name): what the root does not reach by itself.
-#define HV_MSR_ROOT_POLICY_LIST(X)                                                                 \
-  X (HV_MSR_APIC_BASE,               FALSE, TRUE,  FALSE, TRUE,  FALSE, "APIC_BASE")               \
-  X (HV_MSR_MTRR_PHYSBASE0,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSBASE0")          \
-  X (HV_MSR_MTRR_PHYSBASE1,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSBASE1")          \
-  X (HV_MSR_MTRR_PHYSBASE2,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSBASE2")          \
-  X (HV_MSR_MTRR_PHYSBASE3,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSBASE3")          \
-  X (HV_MSR_MTRR_PHYSBASE4,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSBASE4")          \
-  X (HV_MSR_MTRR_PHYSBASE5,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSBASE5")          \
-  X (HV_MSR_MTRR_PHYSBASE6,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSBASE6")          \
-  X (HV_MSR_MTRR_PHYSBASE7,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSBASE7")          \
-  X (HV_MSR_MTRR_PHYSBASE8,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSBASE8")          \
-  X (HV_MSR_MTRR_PHYSBASE9,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSBASE9")          \
-  X (HV_MSR_MTRR_PHYSMASK0,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSMASK0")          \
-  X (HV_MSR_MTRR_PHYSMASK1,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSMASK1")          \
-  X (HV_MSR_MTRR_PHYSMASK2,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSMASK2")          \
-  X (HV_MSR_MTRR_PHYSMASK3,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSMASK3")          \
-  X (HV_MSR_MTRR_PHYSMASK4,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSMASK4")          \
-  X (HV_MSR_MTRR_PHYSMASK5,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSMASK5")          \
-  X (HV_MSR_MTRR_PHYSMASK6,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSMASK6")          \
-  X (HV_MSR_MTRR_PHYSMASK7,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSMASK7")          \
-  X (HV_MSR_MTRR_PHYSMASK8,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSMASK8")          \
-  X (HV_MSR_MTRR_PHYSMASK9,          FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_PHYSMASK9")          \
-  X (HV_MSR_MTRR_FIX64K_00000,       FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_FIX64K_00000")       \
-  X (HV_MSR_MTRR_FIX16K_80000,       FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_FIX16K_80000")       \
-  X (HV_MSR_MTRR_FIX16K_A0000,       FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_FIX16K_A0000")       \
-  X (HV_MSR_MTRR_FIX4K_C0000,        FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_FIX4K_C0000")        \
-  X (HV_MSR_MTRR_FIX4K_C8000,        FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_FIX4K_C8000")        \
-  X (HV_MSR_MTRR_FIX4K_D0000,        FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_FIX4K_D0000")        \
-  X (HV_MSR_MTRR_FIX4K_D8000,        FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_FIX4K_D8000")        \
-  X (HV_MSR_MTRR_FIX4K_E0000,        FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_FIX4K_E0000")        \
-  X (HV_MSR_MTRR_FIX4K_E8000,        FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_FIX4K_E8000")        \
-  X (HV_MSR_MTRR_FIX4K_F0000,        FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_FIX4K_F0000")        \
-  X (HV_MSR_MTRR_FIX4K_F8000,        FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_FIX4K_F8000")        \
-  X (HV_MSR_MTRR_DEF_TYPE,           FALSE, FALSE, FALSE, TRUE,  FALSE, "MTRR_DEF_TYPE")           \
-  X (HV_MSR_EFER,                    TRUE,  TRUE,  FALSE, FALSE, FALSE, "EFER")                    \
-  X (HV_MSR_X2APIC_ICR,              FALSE, TRUE,  FALSE, TRUE,  FALSE, "X2APIC_ICR")              \
-  X (HV_MSR_FEATURE_CONTROL,         TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "FEATURE_CONTROL")         \
-  X (HV_MSR_VMX_BASIC,               TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_BASIC")               \
-  X (HV_MSR_VMX_PINBASED_CTLS,       TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_PINBASED_CTLS")       \
-  X (HV_MSR_VMX_PROCBASED_CTLS,      TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_PROCBASED_CTLS")      \
-  X (HV_MSR_VMX_EXIT_CTLS,           TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_EXIT_CTLS")           \
-  X (HV_MSR_VMX_ENTRY_CTLS,          TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_ENTRY_CTLS")          \
-  X (HV_MSR_VMX_MISC,                TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_MISC")                \
-  X (HV_MSR_VMX_CR0_FIXED0,          TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_CR0_FIXED0")          \
-  X (HV_MSR_VMX_CR0_FIXED1,          TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_CR0_FIXED1")          \
-  X (HV_MSR_VMX_CR4_FIXED0,          TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_CR4_FIXED0")          \
-  X (HV_MSR_VMX_CR4_FIXED1,          TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_CR4_FIXED1")          \
-  X (HV_MSR_VMX_VMCS_ENUM,           TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_VMCS_ENUM")           \
-  X (HV_MSR_VMX_PROCBASED_CTLS2,     TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_PROCBASED_CTLS2")     \
-  X (HV_MSR_VMX_EPT_VPID_CAP,        TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_EPT_VPID_CAP")        \
-  X (HV_MSR_VMX_TRUE_PINBASED_CTLS,  TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_TRUE_PINBASED_CTLS")  \
-  X (HV_MSR_VMX_TRUE_PROCBASED_CTLS, TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_TRUE_PROCBASED_CTLS") \
-  X (HV_MSR_VMX_TRUE_EXIT_CTLS,      TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_TRUE_EXIT_CTLS")      \
-  X (HV_MSR_VMX_TRUE_ENTRY_CTLS,     TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_TRUE_ENTRY_CTLS")     \
-  X (HV_MSR_VMX_VMFUNC,              TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_VMFUNC")              \
-  X (HV_MSR_VMX_PROCBASED_CTLS3,     TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_PROCBASED_CTLS3")     \
-  X (HV_MSR_VMX_EXIT_CTLS2,          TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VMX_EXIT_CTLS2")          \
-  X (HV_MSR_VM_CR,                   TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VM_CR")                   \
-  X (HV_MSR_VM_HSAVE_PA,             TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "VM_HSAVE_PA")             \
-  X (HV_MSR_SVM_KEY,                 TRUE,  TRUE,  TRUE,  TRUE,  TRUE,  "SVM_KEY")
+///
+/// What the core does with an MSR of HV_MSR_ROOT_POLICY_LIST.
+///
+typedef enum {
+  HvMsrHook,      ///< the core's own code
+  HvMsrDeny,      ///< #GP, as where there is no such MSR
+  HvMsrReadOnly,  ///< a write is #GP
+  HvMsrFrozen,    ///< a write of another value is #GP
+  HvMsrDrop,      ///< a write does nothing
+} HV_MSR_RULE;
+
+/// X (msr, SVM intercepts reads, writes, rule, VMX intercepts reads, writes, rule, name): what the root does not reach by itself, by number.
+#define HV_MSR_ROOT_POLICY_LIST(X)                                                                                        \
+  X (HV_MSR_APIC_BASE,               FALSE, TRUE,  HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "APIC_BASE")               \
+  X (HV_MSR_FEATURE_CONTROL,         FALSE, FALSE, HvMsrHook,     TRUE,  TRUE,  HvMsrHook,     "FEATURE_CONTROL")         \
+  X (HV_MSR_BIOS_UPDT_TRIG,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrDrop,     "BIOS_UPDT_TRIG")          \
+  X (HV_MSR_SMM_MONITOR_CTL,         FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMM_MONITOR_CTL")         \
+  X (HV_MSR_SMBASE,                  FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMBASE")                  \
+  X (HV_MSR_SMRR_PHYSBASE,           FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMRR_PHYSBASE")           \
+  X (HV_MSR_SMRR_PHYSMASK,           FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMRR_PHYSMASK")           \
+  X (HV_MSR_MTRR_PHYSBASE0,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSBASE0")          \
+  X (HV_MSR_MTRR_PHYSMASK0,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSMASK0")          \
+  X (HV_MSR_MTRR_PHYSBASE1,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSBASE1")          \
+  X (HV_MSR_MTRR_PHYSMASK1,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSMASK1")          \
+  X (HV_MSR_MTRR_PHYSBASE2,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSBASE2")          \
+  X (HV_MSR_MTRR_PHYSMASK2,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSMASK2")          \
+  X (HV_MSR_MTRR_PHYSBASE3,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSBASE3")          \
+  X (HV_MSR_MTRR_PHYSMASK3,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSMASK3")          \
+  X (HV_MSR_MTRR_PHYSBASE4,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSBASE4")          \
+  X (HV_MSR_MTRR_PHYSMASK4,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSMASK4")          \
+  X (HV_MSR_MTRR_PHYSBASE5,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSBASE5")          \
+  X (HV_MSR_MTRR_PHYSMASK5,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSMASK5")          \
+  X (HV_MSR_MTRR_PHYSBASE6,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSBASE6")          \
+  X (HV_MSR_MTRR_PHYSMASK6,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSMASK6")          \
+  X (HV_MSR_MTRR_PHYSBASE7,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSBASE7")          \
+  X (HV_MSR_MTRR_PHYSMASK7,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSMASK7")          \
+  X (HV_MSR_MTRR_PHYSBASE8,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSBASE8")          \
+  X (HV_MSR_MTRR_PHYSMASK8,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSMASK8")          \
+  X (HV_MSR_MTRR_PHYSBASE9,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSBASE9")          \
+  X (HV_MSR_MTRR_PHYSMASK9,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSMASK9")          \
+  X (HV_MSR_MTRR_FIX64K_00000,       FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_FIX64K_00000")       \
+  X (HV_MSR_MTRR_FIX16K_80000,       FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_FIX16K_80000")       \
+  X (HV_MSR_MTRR_FIX16K_A0000,       FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_FIX16K_A0000")       \
+  X (HV_MSR_MTRR_FIX4K_C0000,        FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_FIX4K_C0000")        \
+  X (HV_MSR_MTRR_FIX4K_C8000,        FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_FIX4K_C8000")        \
+  X (HV_MSR_MTRR_FIX4K_D0000,        FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_FIX4K_D0000")        \
+  X (HV_MSR_MTRR_FIX4K_D8000,        FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_FIX4K_D8000")        \
+  X (HV_MSR_MTRR_FIX4K_E0000,        FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_FIX4K_E0000")        \
+  X (HV_MSR_MTRR_FIX4K_E8000,        FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_FIX4K_E8000")        \
+  X (HV_MSR_MTRR_FIX4K_F0000,        FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_FIX4K_F0000")        \
+  X (HV_MSR_MTRR_FIX4K_F8000,        FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_FIX4K_F8000")        \
+  X (HV_MSR_MTRR_DEF_TYPE,           FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_DEF_TYPE")           \
+  X (HV_MSR_VMX_BASIC,               TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_BASIC")               \
+  X (HV_MSR_VMX_PINBASED_CTLS,       TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_PINBASED_CTLS")       \
+  X (HV_MSR_VMX_PROCBASED_CTLS,      TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_PROCBASED_CTLS")      \
+  X (HV_MSR_VMX_EXIT_CTLS,           TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_EXIT_CTLS")           \
+  X (HV_MSR_VMX_ENTRY_CTLS,          TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_ENTRY_CTLS")          \
+  X (HV_MSR_VMX_MISC,                TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_MISC")                \
+  X (HV_MSR_VMX_CR0_FIXED0,          TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_CR0_FIXED0")          \
+  X (HV_MSR_VMX_CR0_FIXED1,          TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_CR0_FIXED1")          \
+  X (HV_MSR_VMX_CR4_FIXED0,          TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_CR4_FIXED0")          \
+  X (HV_MSR_VMX_CR4_FIXED1,          TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_CR4_FIXED1")          \
+  X (HV_MSR_VMX_VMCS_ENUM,           TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_VMCS_ENUM")           \
+  X (HV_MSR_VMX_PROCBASED_CTLS2,     TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_PROCBASED_CTLS2")     \
+  X (HV_MSR_VMX_EPT_VPID_CAP,        TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_EPT_VPID_CAP")        \
+  X (HV_MSR_VMX_TRUE_PINBASED_CTLS,  TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_TRUE_PINBASED_CTLS")  \
+  X (HV_MSR_VMX_TRUE_PROCBASED_CTLS, TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_TRUE_PROCBASED_CTLS") \
+  X (HV_MSR_VMX_TRUE_EXIT_CTLS,      TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_TRUE_EXIT_CTLS")      \
+  X (HV_MSR_VMX_TRUE_ENTRY_CTLS,     TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_TRUE_ENTRY_CTLS")     \
+  X (HV_MSR_VMX_VMFUNC,              TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_VMFUNC")              \
+  X (HV_MSR_VMX_PROCBASED_CTLS3,     TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_PROCBASED_CTLS3")     \
+  X (HV_MSR_VMX_EXIT_CTLS2,          TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_EXIT_CTLS2")          \
+  X (HV_MSR_RTIT_OUTPUT_BASE,        TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_OUTPUT_BASE")        \
+  X (HV_MSR_RTIT_OUTPUT_MASK_PTRS,   TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_OUTPUT_MASK_PTRS")   \
+  X (HV_MSR_RTIT_CTL,                TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_CTL")                \
+  X (HV_MSR_RTIT_STATUS,             TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_STATUS")             \
+  X (HV_MSR_RTIT_CR3_MATCH,          TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_CR3_MATCH")          \
+  X (HV_MSR_RTIT_ADDR0_A,            TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_ADDR0_A")            \
+  X (HV_MSR_RTIT_ADDR0_B,            TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_ADDR0_B")            \
+  X (HV_MSR_RTIT_ADDR1_A,            TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_ADDR1_A")            \
+  X (HV_MSR_RTIT_ADDR1_B,            TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_ADDR1_B")            \
+  X (HV_MSR_RTIT_ADDR2_A,            TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_ADDR2_A")            \
+  X (HV_MSR_RTIT_ADDR2_B,            TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_ADDR2_B")            \
+  X (HV_MSR_RTIT_ADDR3_A,            TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_ADDR3_A")            \
+  X (HV_MSR_RTIT_ADDR3_B,            TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_ADDR3_B")            \
+  X (HV_MSR_X2APIC_ICR,              FALSE, TRUE,  HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "X2APIC_ICR")              \
+  X (HV_MSR_TME_ACTIVATE,            FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "TME_ACTIVATE")            \
+  X (HV_MSR_TME_EXCLUDE_MASK,        FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "TME_EXCLUDE_MASK")        \
+  X (HV_MSR_TME_EXCLUDE_BASE,        FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "TME_EXCLUDE_BASE")        \
+  X (HV_MSR_HW_FEEDBACK_PTR,         FALSE, TRUE,  HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "HW_FEEDBACK_PTR")         \
+  X (HV_MSR_EFER,                    TRUE,  TRUE,  HvMsrHook,     FALSE, FALSE, HvMsrHook,     "EFER")                    \
+  X (HV_MSR_SYSCFG,                  FALSE, TRUE,  HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "SYSCFG")                  \
+  X (HV_MSR_IORR_BASE0,              FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "IORR_BASE0")              \
+  X (HV_MSR_IORR_MASK0,              FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "IORR_MASK0")              \
+  X (HV_MSR_IORR_BASE1,              FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "IORR_BASE1")              \
+  X (HV_MSR_IORR_MASK1,              FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "IORR_MASK1")              \
+  X (HV_MSR_TOP_MEM,                 FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "TOP_MEM")                 \
+  X (HV_MSR_TOP_MEM2,                FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "TOP_MEM2")                \
+  X (HV_MSR_PATCH_LOADER,            FALSE, TRUE,  HvMsrDrop,     FALSE, FALSE, HvMsrHook,     "PATCH_LOADER")            \
+  X (HV_MSR_SMM_BASE,                FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMM_BASE")                \
+  X (HV_MSR_SMM_ADDR,                FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMM_ADDR")                \
+  X (HV_MSR_SMM_MASK,                FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMM_MASK")                \
+  X (HV_MSR_VM_CR,                   TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VM_CR")                   \
+  X (HV_MSR_SMM_CTL,                 FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMM_CTL")                 \
+  X (HV_MSR_VM_HSAVE_PA,             TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VM_HSAVE_PA")             \
+  X (HV_MSR_SVM_KEY,                 TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "SVM_KEY")                 \
+  X (HV_MSR_SMM_KEY,                 TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "SMM_KEY")                 \
+  X (HV_MSR_RMP_BASE,                FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "RMP_BASE")                \
+  X (HV_MSR_RMP_END,                 FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "RMP_END")
 
 #endif // HV_MSR_H_

@@ -25,6 +25,9 @@ typedef struct {
   UINT64    Rax;
   UINT64    Rcx;
   UINT64    Rdx;
+  UINT64    Rbx;
+  UINT64    Rsi;
+  UINT64    Rdi;
   UINT64    Cr2;
   UINT64    Dr6;
   UINT64    Dr7;
@@ -38,6 +41,22 @@ typedef struct {
   BOOLEAN    Faulted;  ///< the code was given up at a fault
   HV_TRAP    Trap[HV_TRAPS_MAX];
 } HV_TRAPS;
+
+#define HV_TRAP_NONE  0x100 ///< no exception
+
+///
+/// Registers for an instruction; behind it, what they held at its end or at its exception.
+///
+typedef struct {
+  UINT64    Rax;
+  UINT64    Rbx;
+  UINT64    Rcx;
+  UINT64    Rdx;
+  UINT64    Rsi;
+  UINT64    Rdi;
+  UINT64    ErrorCode; ///< of the exception, 0 without one
+  UINT64    Rip;       ///< of the exception
+} HV_TRAP_REGS;
 
 typedef
 VOID
@@ -97,6 +116,22 @@ HvTrapRun (
   IN OUT VOID          *Context,
   IN     BOOLEAN       Lost,
   OUT    HV_TRAPS      *Traps
+  );
+
+/**
+  Runs a piece of code with registers, between HvTrapBegin and HvTrapEnd.
+
+  @param[in]     Code  Where it begins; it ends with RET, keeps RSP, R14 and R15, and may change all others.
+  @param[in,out] Regs  See HV_TRAP_REGS.
+
+  @return  The vector of its first exception, or HV_TRAP_NONE.
+
+  @par Context: Boot
+**/
+UINT32
+HvTrapTry (
+  IN     CONST VOID    *Code,
+  IN OUT HV_TRAP_REGS  *Regs
   );
 
 /**

@@ -6,10 +6,11 @@
 
 #include "CoreInternal.h"
 
-#define POLICY_ROW(Leaf, Register, Clear, Set, Text)  { Leaf, Register, Clear, Set },
+#define POLICY_ROW(Leaf, SubLeaf, Register, Clear, Set, Text)  { Leaf, SubLeaf, Register, Clear, Set },
 
 STATIC CONST struct {
   UINT32    Leaf;
+  UINT32    SubLeaf;
   UINT32    Register;
   UINT32    Clear;
   UINT32    Set;
@@ -96,6 +97,32 @@ RowFor (
   return Row;
 }
 
+///
+/// FALSE for a row that changes nothing on this processor. What is asked often has the fewest rows, and a leaf that is
+/// not there gives what another one has (SDM volume 2, CPUID).
+///
+STATIC
+BOOLEAN
+IsNeeded (
+  IN UINTN  Index
+  )
+{
+  UINT32  Max;
+  UINT32  Register[4];
+
+  AsmCpuid (mPolicy[Index].Leaf & HV_CPUID_80000000, &Max, NULL, NULL, NULL);
+  if (mPolicy[Index].Leaf > Max) {
+    return FALSE;
+  }
+
+  if ((mPolicy[Index].SubLeaf == HV_CPUID_ANY_SUBLEAF) || (mPolicy[Index].Set != 0)) {
+    return TRUE;
+  }
+
+  AsmCpuidEx (mPolicy[Index].Leaf, mPolicy[Index].SubLeaf, &Register[0], &Register[1], &Register[2], &Register[3]);
+  return (BOOLEAN)((Register[mPolicy[Index].Register] & mPolicy[Index].Clear) != 0);
+}
+
 VOID
 HvCoreCpuidPrepare (
   IN OUT HV_HOST  *Host
@@ -103,6 +130,7 @@ HvCoreCpuidPrepare (
 {
   HV_CPUID_ROW  *Row;
   UINTN         Index;
+  BOOLEAN       Any;
 
   ZeroMem (Host->CpuidFirst, sizeof (Host->CpuidFirst));
   for (Index = 0; Index < ARRAY_SIZE (Host->CpuidRow); Index++) {
@@ -110,7 +138,18 @@ HvCoreCpuidPrepare (
   }
 
   for (Index = 0; Index < ARRAY_SIZE (mPolicy); Index++) {
-    Row       = RowFor (Host, mPolicy[Index].Leaf, 0, 0, mPolicy[Index].Register);
+    if (!IsNeeded (Index)) {
+      continue;
+    }
+
+    Any       = (BOOLEAN)(mPolicy[Index].SubLeaf == HV_CPUID_ANY_SUBLEAF);
+    Row       = RowFor (
+                  Host,
+                  mPolicy[Index].Leaf,
+                  Any ? 0 : mPolicy[Index].SubLeaf,
+                  Any ? 0 : MAX_UINT32,
+                  mPolicy[Index].Register
+                  );
     Row->Keep = ~mPolicy[Index].Clear;
     Row->Set  = mPolicy[Index].Set;
   }

@@ -6,33 +6,48 @@
 
 #include "CoreInternal.h"
 
-#define DENIED_ROW(Msr, SvmRead, SvmWrite, VmxRead, VmxWrite, Denied, Text)  { Msr, Denied },
+#define RULE_ROW(Msr, SvmRead, SvmWrite, SvmRule, VmxRead, VmxWrite, VmxRule, Text)  { Msr, SvmRule, VmxRule },
 
 STATIC CONST struct {
-  UINT32     Msr;
-  BOOLEAN    Denied;
+  UINT32         Msr;
+  HV_MSR_RULE    Svm;
+  HV_MSR_RULE    Vmx;
 } mPolicy[] = {
-  HV_MSR_ROOT_POLICY_LIST (DENIED_ROW)
+  HV_MSR_ROOT_POLICY_LIST (RULE_ROW)
 };
 
-///
-/// MSRs of VMX and SVM, which do not exist on a processor whose CPUID says that there is neither.
-///
+#define FEATURE_CONTROL_HIDDEN  (HV_FEATURE_CONTROL_VMX_INSIDE_SMX | HV_FEATURE_CONTROL_VMX_OUTSIDE_SMX | \
+                                 HV_FEATURE_CONTROL_SENTER_MASK)
+#define SYSCFG_ROOT             (HV_SYSCFG_MTRR_FIX_DRAM_EN | HV_SYSCFG_MTRR_FIX_DRAM_MOD)
+#define FEEDBACK_PAGES_MAX      16 // CPUID.6 EDX[11:8] plus 1 (SDM 15.6.1)
+
 STATIC
-BOOLEAN
-IsDenied (
-  IN UINT32  Msr
+HV_MSR_RULE
+Rule (
+  IN CONST HV_CPU  *Cpu,
+  IN UINT32        Msr
   )
 {
+  UINTN  Low;
+  UINTN  High;
   UINTN  Row;
 
-  for (Row = 0; Row < ARRAY_SIZE (mPolicy); Row++) {
+  Low  = 0;
+  High = ARRAY_SIZE (mPolicy);
+  while (Low < High) {
+    Row = (Low + High) / 2;
     if (mPolicy[Row].Msr == Msr) {
-      return mPolicy[Row].Denied;
+      return (Cpu->Host->Ops->Id == HV_CPUID_BACKEND_VMX) ? mPolicy[Row].Vmx : mPolicy[Row].Svm;
+    }
+
+    if (mPolicy[Row].Msr < Msr) {
+      Low = Row + 1;
+    } else {
+      High = Row;
     }
   }
 
-  return FALSE;
+  return HvMsrHook;
 }
 
 STATIC
@@ -67,9 +82,13 @@ HvOnRdmsr (
       Value = State.Efer;
       break;
     default:
-      if (IsDenied (Msr) || !HvHostReadMsr (Msr, &Value)) {
+      if ((Rule (Cpu, Msr) == HvMsrDeny) || !HvHostReadMsr (Msr, &Value)) {
         Refuse (Cpu, Vcpu, FALSE, 0);
         return;
+      }
+
+      if (Msr == HV_MSR_FEATURE_CONTROL) {
+        Value = (Value & ~(UINT64)FEATURE_CONTROL_HIDDEN) | HV_FEATURE_CONTROL_LOCK;
       }
   }
 
@@ -153,6 +172,75 @@ WriteApicBase (
   return TRUE;
 }
 
+///
+/// An MSR of which the root may change the bits of Mask.
+///
+STATIC
+BOOLEAN
+WriteMasked (
+  IN UINT32  Msr,
+  IN UINT64  Value,
+  IN UINT64  Mask
+  )
+{
+  UINT64  Old;
+
+  return (BOOLEAN)(HvHostReadMsr (Msr, &Old) && (((Old ^ Value) & ~Mask) == 0) && HvHostWriteMsr (Msr, Value));
+}
+
+///
+/// The processor writes to the table that this MSR points to.
+///
+STATIC
+BOOLEAN
+WriteFeedbackPointer (
+  IN HV_CPU  *Cpu,
+  IN UINT64  Value
+  )
+{
+  UINT64  Page;
+  UINTN   Index;
+
+  Page = Value & (LShiftU64 (1, Cpu->Host->AddressBits) - 1) & ~(UINT64)EFI_PAGE_MASK;
+  for (Index = 0; Index < FEEDBACK_PAGES_MAX; Index++) {
+    if (HvCoreIsHostMemory (Cpu->Host, Page + EFI_PAGES_TO_SIZE (Index))) {
+      return FALSE;
+    }
+  }
+
+  return HvHostWriteMsr (HV_MSR_HW_FEEDBACK_PTR, Value);
+}
+
+STATIC
+BOOLEAN
+WriteByRule (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT32   Msr,
+  IN     UINT64   Value
+  )
+{
+  switch (Rule (Cpu, Msr)) {
+    case HvMsrDeny:
+    case HvMsrReadOnly:
+      return FALSE;
+    case HvMsrFrozen:
+      return WriteMasked (Msr, Value, 0);
+    case HvMsrDrop:
+      return TRUE;
+    default:
+      if (!HvHostWriteMsr (Msr, Value)) {
+        return FALSE;
+      }
+  }
+
+  if (IsMtrr (Msr)) {
+    HvCoreMtrrsWritten (Cpu, Vcpu);
+  }
+
+  return TRUE;
+}
+
 VOID
 HvOnWrmsr (
   IN OUT HV_CPU   *Cpu,
@@ -187,11 +275,17 @@ HvOnWrmsr (
 
       HvCoreMail (Cpu, Vcpu);
       return;
+    case HV_MSR_FEATURE_CONTROL:
+      Taken = FALSE; // it is locked
+      break;
+    case HV_MSR_HW_FEEDBACK_PTR:
+      Taken = WriteFeedbackPointer (Cpu, Value);
+      break;
+    case HV_MSR_SYSCFG:
+      Taken = WriteMasked (Msr, Value, SYSCFG_ROOT);
+      break;
     default:
-      Taken = (BOOLEAN)(!IsDenied (Msr) && HvHostWriteMsr (Msr, Value));
-      if (Taken && IsMtrr (Msr)) {
-        HvCoreMtrrsWritten (Cpu, Vcpu);
-      }
+      Taken = WriteByRule (Cpu, Vcpu, Msr, Value);
   }
 
   if (!Taken) {

@@ -6,7 +6,7 @@
 
 #include "SvmInternal.h"
 
-#define MSRPM_ROW(Msr, Read, Write, VmxRead, VmxWrite, Denied, Text)  { Msr, Read, Write },
+#define MSRPM_ROW(Msr, Read, Write, Rule, VmxRead, VmxWrite, VmxRule, Text)  { Msr, Read, Write },
 
 STATIC CONST struct {
   UINT32     Msr;

@@ -62,6 +62,20 @@ HvTrapSetPriority (
   IN UINT64  Priority
   );
 
+///
+/// What HvTrapTry runs; X64/Trap.nasm has its layout.
+///
+typedef struct {
+  CONST VOID      *Code;
+  HV_TRAP_REGS    *Regs;
+} TRY_CONTEXT;
+
+VOID
+EFIAPI
+HvTrapWithRegs (
+  IN OUT VOID  *Context
+  );
+
 STATIC IA32_IDT_GATE_DESCRIPTOR  mIdt[256];
 STATIC IA32_DESCRIPTOR           mSaved;
 STATIC BOOLEAN                   mInterrupts;
@@ -122,6 +136,9 @@ HvTrapNote (
   Trap->Rax       = Frame->Rax;
   Trap->Rcx       = Frame->Rcx;
   Trap->Rdx       = Frame->Rdx;
+  Trap->Rbx       = Frame->Rbx;
+  Trap->Rsi       = Frame->Rsi;
+  Trap->Rdi       = Frame->Rdi;
   switch (Trap->Vector) {
     case HV_VECTOR_DB:
       if ((Trap->Dr6 & HV_DR6_B_MASK) != 0) {
@@ -194,6 +211,38 @@ HvTrapRun (
   mHvTrapLost    = Lost ? 1 : 0;
   Traps->Faulted = (BOOLEAN)(HvTrapCall (Code, Context) != 0);
   mHvTrapLost    = 0;
+}
+
+UINT32
+HvTrapTry (
+  IN     CONST VOID    *Code,
+  IN OUT HV_TRAP_REGS  *Regs
+  )
+{
+  STATIC HV_TRAPS  Traps;
+  TRY_CONTEXT      Context;
+  CONST HV_TRAP    *Trap;
+
+  Context.Code = Code;
+  Context.Regs = Regs;
+  HvTrapRun (HvTrapWithRegs, &Context, FALSE, &Traps);
+  if (Traps.Count == 0) {
+    return HV_TRAP_NONE;
+  }
+
+  Trap            = &Traps.Trap[0];
+  Regs->ErrorCode = Trap->ErrorCode;
+  Regs->Rip       = Trap->Rip;
+  if (Traps.Faulted) {
+    Regs->Rax = Trap->Rax;
+    Regs->Rbx = Trap->Rbx;
+    Regs->Rcx = Trap->Rcx;
+    Regs->Rdx = Trap->Rdx;
+    Regs->Rsi = Trap->Rsi;
+    Regs->Rdi = Trap->Rdi;
+  }
+
+  return Trap->Vector;
 }
 
 VOID

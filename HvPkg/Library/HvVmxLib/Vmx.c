@@ -17,7 +17,7 @@
 
 #define INTERRUPTION_DF     8
 
-#define BITMAP_ROW(Msr, SvmRead, SvmWrite, Read, Write, Denied, Text)  { Msr, Read, Write },
+#define BITMAP_ROW(Msr, SvmRead, SvmWrite, SvmRule, Read, Write, Rule, Text)  { Msr, Read, Write },
 
 STATIC CONST struct {
   UINT32     Msr;

@@ -847,6 +847,28 @@ IdentityTables (
   return (UINTN)Tables;
 }
 
+///
+/// The rows of CPUID on a processor that has all that they are about.
+///
+STATIC
+VOID
+PrepareCpuid (
+  VOID
+  )
+{
+  STATIC CONST UINT32  Leaves[] = { 0, 0x80000000, 7 };
+  UINTN                Index;
+
+  for (Index = 0; Index < ARRAY_SIZE (Leaves); Index++) {
+    gFake.Leaf[Index].Leaf = Leaves[Index];
+    SetMem (gFake.Leaf[Index].Registers, sizeof (gFake.Leaf[Index].Registers), 0xFF);
+  }
+
+  gFake.LeafCount = ARRAY_SIZE (Leaves);
+  HvCoreCpuidPrepare (&gFake.Host);
+  gFake.LeafCount = 0;
+}
+
 VOID
 HvFakeReset (
   IN UINT32   CpuCount,
@@ -874,7 +896,7 @@ HvFakeReset (
   Host->Cpu         = gFake.Cpu;
   Host->CpuStride   = sizeof (HV_CPU);
 
-  HvCoreCpuidPrepare (Host);
+  PrepareCpuid ();
   Host->Status->Virtualised = CpuCount;
   Host->Root.Nested.AddressBits = 40;
   for (Index = 0; Index < CpuCount; Index++) {

@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 
 from hvtools.generated import exits
 from hvtools.generated.cpuid import BITS
+from hvtools.generated.cpuid import CONSTANTS as CPUID_CONSTANTS
+from hvtools.generated.msr import MSRS
+from hvtools.generated.msr import ROOT as MSR_POLICY
 from tests.unit.c.core_host import CData, Core
 
 CPUID_CODE = b"\x0f\xa2"
@@ -94,6 +97,14 @@ def leaf(core: Core, number: int, subleaf: int, *values: int) -> None:
     fake.LeafCount += 1
 
 
+def prepared(core: Core) -> list[int]:
+    """The leaves of the rows that are made for a processor with these leaves."""
+    host = core.lib.gFake.Host
+    core.lib.HvCoreCpuidPrepare(core.ffi.addressof(host))
+    rows = [host.CpuidRow[index].Leaf for index in range(len(host.CpuidRow))]
+    return rows[: rows.index(0xFFFFFFFF)]
+
+
 def test_leaves_of_the_hypervisor(core: Core) -> None:
     fake = core.reset(3)
     fake.Host.SharedBytes = 0x23000
@@ -157,11 +168,31 @@ def test_every_row_of_the_policy_is_prepared(core: Core) -> None:
     host = core.reset().Host
     rows = [host.CpuidRow[index].Leaf for index in range(len(host.CpuidRow))]
     used = rows.index(0xFFFFFFFF)
-    changed = {number for number, _, _, _, _, _, policy in BITS if policy != "pass"} | {0x8000000A}
+    changed = {number for number, _, _, _, _, _, policy in BITS if policy != "pass"} | {0x14, 0x8000000A}
     assert changed == set(rows[:used])
     for index, number in enumerate(rows[:used]):
         first = host.CpuidFirst[32 * (number >> 31) + number % 32]
         assert rows[first - 1] == number and rows.index(number) == first - 1 <= index
+
+
+def test_processor_trace_is_hidden_where_there_is_any(core: Core) -> None:
+    core.reset()
+    # Without it, and without its leaf: that one then gives what the last leaf gives.
+    leaf(core, 0, 0, 13, 0, 0, 0)
+    leaf(core, 7, 0, 2, 0xFFFFFFFF ^ 1 << 25, 3, 4)
+    leaf(core, 0x14, 0, 1, 2, 3, 4)
+    assert prepared(core).count(7) == 1, "OSPKE alone"
+    assert cpuid(core, 0x14, 0) == (1, 2, 3, 4)
+    core.reset()
+    leaf(core, 0, 0, 20, 0, 0, 0)
+    leaf(core, 7, 0, 2, 0xFFFFFFFF, 3, 4)
+    leaf(core, 7, 1, 2, 0xFFFFFFFF, 3, 4)
+    for subleaf in (0, 1):
+        leaf(core, 0x14, subleaf, 1, 2, 3, 4)
+    assert prepared(core).count(7) == 2
+    assert cpuid(core, 7, 0) == (2, 0xFFFFFFFF ^ 1 << 25, 3, 4)
+    assert cpuid(core, 7, 1) == (2, 0xFFFFFFFF, 3, 4)
+    assert cpuid(core, 0x14, 0) == cpuid(core, 0x14, 1) == (0, 0, 0, 0)
 
 
 # The exits that are dealt with before the guest's state is left.
@@ -445,7 +476,7 @@ def test_efer(core: Core, value: int, paging: bool, old: int) -> None:
     assert fake.BadAccesses == 0
 
 
-@pytest.mark.parametrize("number", [VM_CR, VM_HSAVE_PA, SVM_KEY, 0x480, 0x48B, 0x491])
+@pytest.mark.parametrize("number", [VM_CR, VM_HSAVE_PA, SVM_KEY, 0x480, 0x48B, 0x491, 0x560, 0x570, 0x587])
 def test_msrs_of_virtualization_do_not_exist(core: Core, number: int) -> None:
     core.reset()
     msr(core, number, 0)
@@ -454,6 +485,112 @@ def test_msrs_of_virtualization_do_not_exist(core: Core, number: int) -> None:
     msr(core, number, 0)
     assert not wrmsr(core, number, 0)
     assert core.writes("MsrWrite") == []
+
+
+VMX, SVM = "VMX", "SVM"
+
+
+_OPS: list[CData] = []
+"""Keeps what the host points to."""
+
+
+def backend(core: Core, name: str) -> None:
+    """The fake backend by another name: some MSRs are one vendor's."""
+    host = core.lib.gFake.Host
+    ops = core.ffi.new("HV_BACKEND_OPS *", host.Ops[0])
+    ops.Id = CPUID_CONSTANTS[f"HV_CPUID_BACKEND_{name}"]
+    _OPS[:] = [ops]
+    host.Ops = ops
+
+
+@pytest.mark.parametrize("name", ["SMM_MONITOR_CTL", "SMBASE", "SMRR_PHYSBASE", "SMRR_PHYSMASK", "SMM_BASE", "SMM_CTL"])
+@pytest.mark.parametrize("vendor", [VMX, SVM])
+def test_what_smm_is_made_of_is_read_and_not_written(core: Core, name: str, vendor: str) -> None:
+    (number,) = [number for number, known in MSRS.items() if known == name]
+    core.reset()
+    backend(core, vendor)
+    msr(core, number, 0x1234)
+    assert rdmsr(core, number) == 0x1234
+    assert not wrmsr(core, number, 0x1234)
+    assert core.writes("MsrWrite") == []
+
+
+@pytest.mark.parametrize("number", [0xC0010016, 0xC001001A, 0xC001001D, 0xC0010132, 0x982])
+@pytest.mark.parametrize("there", [False, True])
+def test_what_decides_where_memory_is_keeps_its_value(core: Core, number: int, there: bool) -> None:
+    core.reset()
+    backend(core, SVM)
+    if there:
+        msr(core, number, 0x80000000)
+    assert not wrmsr(core, number, 0x40000000)
+    core.lib.gFake.Fake[0].Event.Type = core.lib.HvEventNone
+    assert wrmsr(core, number, 0x80000000) == there
+    assert core.writes("MsrWrite") == ([(number, 0x80000000)] if there else [])
+
+
+@pytest.mark.parametrize("vendor", [SVM, VMX])
+def test_each_msr_with_a_plain_rule_is_under_it(core: Core, vendor: str) -> None:
+    rules = {number: rule[vendor == VMX] for number, rule in MSR_POLICY.items()}
+    plain = {number: rule for number, rule in rules.items() if rule in ("deny", "read-only", "frozen", "drop")}
+    assert len(plain) > 40
+    for number, rule in plain.items():
+        core.reset()
+        backend(core, vendor)
+        msr(core, number, 5)
+        assert rdmsr(core, number) == (None if rule == "deny" else 5), MSRS[number]
+        core.lib.gFake.Fake[0].Event.Type = core.lib.HvEventNone
+        assert wrmsr(core, number, 4) == (rule == "drop"), MSRS[number]
+        assert core.writes("MsrWrite") == []
+
+
+@pytest.mark.parametrize(("number", "drops"), [(0x79, VMX), (0xC0010020, SVM)])
+@pytest.mark.parametrize("vendor", [VMX, SVM])
+def test_microcode_is_the_firmwares(core: Core, number: int, drops: str, vendor: str) -> None:
+    core.reset()
+    backend(core, vendor)
+    assert wrmsr(core, number, 0x1000) == (vendor == drops), "the other vendor's is not there"
+    assert core.writes("MsrWrite") == []
+
+
+def test_vmx_reads_as_locked_and_off(core: Core) -> None:
+    core.reset()
+    backend(core, VMX)
+    lmce, sgx, senter = 1 << 20, 1 << 18, 0xFF << 8
+    msr(core, 0x3A, lmce | sgx | senter | 7)
+    assert rdmsr(core, 0x3A) == lmce | sgx | 1
+    assert not wrmsr(core, 0x3A, lmce | sgx | 1)
+    core.lib.gFake.Fake[0].Event.Type = core.lib.HvEventNone
+    assert core.writes("MsrWrite") == []
+
+
+@given(value=st.integers(0, 2**32 - 1))
+def test_syscfg_may_change_the_fixed_mtrrs_only(core: Core, value: int) -> None:
+    core.reset()
+    backend(core, SVM)
+    old = 1 << 21 | 1 << 20
+    msr(core, 0xC0010010, old)
+    good = (value ^ old) & ~(3 << 18) == 0
+    assert wrmsr(core, 0xC0010010, value) == good
+    assert core.writes("MsrWrite") == ([(0xC0010010, value)] if good else [])
+
+
+@pytest.mark.parametrize("change", [1 << 18, 1 << 19, 3 << 18, 1 << 20, 1 << 21, 1 << 23, 1 << 24, 0])
+def test_each_bit_of_syscfg(core: Core, change: int) -> None:
+    core.reset()
+    backend(core, SVM)
+    msr(core, 0xC0010010, 1 << 21)
+    assert wrmsr(core, 0xC0010010, 1 << 21 ^ change) == (change & ~(3 << 18) == 0)
+
+
+@pytest.mark.parametrize(("page", "good"), [(-17, True), (-16, True), (-15, False), (0, False), (3, False), (4, True)])
+def test_the_hardware_feedback_table_is_not_in_the_host(core: Core, page: int, good: bool) -> None:
+    fake = core.reset()
+    fake.Host.Base, fake.Host.Bytes = 0x800000, 4 * 4096
+    address = 0x800000 + page * 4096
+    msr(core, 0x17D0, 0)
+    assert wrmsr(core, 0x17D0, address | 1) == good
+    core.lib.gFake.Fake[0].Event.Type = core.lib.HvEventNone
+    assert wrmsr(core, 0x17D0, 1 << fake.Host.AddressBits | address | 1) == good, "bits above do not hide it"
 
 
 @given(number=st.integers(0x10000, 0x20000), value=st.integers(0, 2**64 - 1), there=st.booleans())

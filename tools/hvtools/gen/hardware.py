@@ -37,13 +37,24 @@ from hvtools.gen.table import (
 
 CPUID_REGISTERS = ("eax", "ebx", "ecx", "edx")
 ROOT_MSR = {
-    "pass": (False, False),
-    "read-hook": (True, False),
-    "write-hook": (False, True),
-    "hook": (True, True),
-    "deny": (True, True),
+    "pass": (False, False, "Hook"),
+    "read-hook": (True, False, "Hook"),
+    "write-hook": (False, True, "Hook"),
+    "hook": (True, True, "Hook"),
+    "deny": (True, True, "Deny"),
+    "read-only": (False, True, "ReadOnly"),
+    "frozen": (False, True, "Frozen"),
+    "drop": (False, True, "Drop"),
 }
-"""Policy of an MSR for the root as (intercept reads, intercept writes)."""
+"""Policy of an MSR for the root as (intercept reads, intercept writes, the core's rule)."""
+
+MSR_RULES = {
+    "Hook": "the core's own code",
+    "Deny": "#GP, as where there is no such MSR",
+    "ReadOnly": "a write is #GP",
+    "Frozen": "a write of another value is #GP",
+    "Drop": "a write does nothing",
+}
 
 
 def vmcb(spec: Spec) -> Files:
@@ -329,7 +340,8 @@ def msr(spec: Spec) -> Files:
     body: list[str] = []
     page: list[str] = []
     every: list[Constant] = []
-    policy: list[list[str]] = []
+    policy: dict[int, list[str]] = {}
+    policy_py: dict[int, tuple[str, str]] = {}
     for number, block in enumerate(table.rows("set")):
         constants: list[Constant] = []
         rows: list[list[str]] = []
@@ -350,15 +362,19 @@ def msr(spec: Spec) -> Files:
             if vmx not in ROOT_MSR:
                 item.fail(f"root-vmx '{vmx}' is none of {', '.join(ROOT_MSR)}")
             text, section = item.text("text"), item.section()
+            why = f". {item.text('why')}" if item.has("why") else ""
             for index in range(count):
                 name = pattern.replace("{n}", str(index))
                 check_name(item, name, "upper")
                 constants.append(Constant(f"{prefix}_{name}", first + index * step, text, section))
                 if root != "pass" or vmx != "pass":
-                    flags = (*ROOT_MSR[root], *ROOT_MSR[vmx], root == "deny")
-                    policy.append([f"{prefix}_{name}", *(str(flag).upper() for flag in flags), f'"{name}"'])
+                    columns = [f"{prefix}_{name}"]
+                    for read, write, rule in (ROOT_MSR[root], ROOT_MSR[vmx]):
+                        columns += [str(read).upper(), str(write).upper(), f"HvMsr{rule}"]
+                    policy[first + index * step] = [*columns, f'"{name}"']
+                    policy_py[first + index * step] = (root, vmx)
                 shown = root if vmx == root else f"{root}; VMX: {vmx}"
-                rows.append([f"0x{first + index * step:08X}", name, shown, text, section])
+                rows.append([f"0x{first + index * step:08X}", name, shown, f"{text}{why}", section])
             item.done()
         block.done()
         every += constants
@@ -379,11 +395,14 @@ def msr(spec: Spec) -> Files:
     for group in groups:
         body += c_group(group)
         page += md_group(group)
+    body += ["///", "/// What the core does with an MSR of HV_MSR_ROOT_POLICY_LIST.", "///", "typedef enum {"]
+    body += aligned([f"  HvMsr{rule},", f"///< {text}"] for rule, text in MSR_RULES.items())
+    body += ["} HV_MSR_RULE;", ""]
     body += c_xmacro(
         "HV_MSR_ROOT_POLICY_LIST",
-        "X (msr, SVM intercepts reads, writes, VMX intercepts reads, writes, denied, name): "
-        "what the root does not reach by itself.",
-        policy,
+        "X (msr, SVM intercepts reads, writes, rule, VMX intercepts reads, writes, rule, name): "
+        "what the root does not reach by itself, by number.",
+        [policy[number] for number in sorted(policy)],
     )
     names = py_dict(
         "MSRS",
@@ -391,9 +410,18 @@ def msr(spec: Spec) -> Files:
         [(f"0x{item.value:08X}", py_string(item.name.removeprefix(f"{prefix}_"))) for item in every],
         "Names by number.",
     )
+    policies = py_dict(
+        "ROOT",
+        "dict[int, tuple[str, str]]",
+        [
+            (f"0x{number:08X}", f"({py_string(svm)}, {py_string(vmx)})")
+            for number, (svm, vmx) in sorted(policy_py.items())
+        ],
+        "Policy for the root, under SVM and under VMX, of those that have one.",
+    )
     return {
         head.header: c_file(head, head.header, body, include_base=False),
-        "msr.py": py_file(head, [*names, *py_groups(groups)]),
+        "msr.py": py_file(head, [*names, *policies, *py_groups(groups)]),
         "Msrs.md": md_file(head, page),
     }
 
@@ -460,17 +488,16 @@ def cpuid(spec: Spec) -> Files:
             elif rule != "pass":
                 item.fail(f"root '{rule}' is none of pass, clear, set, dynamic")
             rows.append([reg, str(low) if low == high else f"{high}:{low}", name, rule, item.text("text")])
-            bits_py.append(f'    (0x{number:X}, {subleaf or 0}, "{reg}", "{name}", {low}, {high}, "{rule}"),')
+            bits_py.append(f'    (0x{number:X}, {subleaf}, "{reg}", "{name}", {low}, {high}, "{rule}"),')
             item.done()
         leaf.done()
         if root == "pass":
             for reg in CPUID_REGISTERS:
                 if clear[reg] or force[reg]:
-                    if subleaf is not None:
-                        leaf.fail("a policy that clears or sets bits of a subleaf has no C form yet")
                     policy.append(
                         [
                             f"{prefix}_{number:X}",
+                            f"{prefix}_ANY_SUBLEAF" if subleaf is None else str(subleaf),
                             f"{prefix}_REG_{reg.upper()}",
                             " | ".join(clear[reg]) or "0",
                             " | ".join(force[reg]) or "0",
@@ -479,7 +506,14 @@ def cpuid(spec: Spec) -> Files:
                     )
         elif root == "zero":
             policy += [
-                [f"{prefix}_{number:X}", f"{prefix}_REG_{reg.upper()}", "MAX_UINT32", "0", f'"{tag}.{reg}"']
+                [
+                    f"{prefix}_{number:X}",
+                    f"{prefix}_ANY_SUBLEAF",
+                    f"{prefix}_REG_{reg.upper()}",
+                    "MAX_UINT32",
+                    "0",
+                    f'"{tag}.{reg}"',
+                ]
                 for reg in CPUID_REGISTERS
             ]
         every += constants
@@ -501,6 +535,8 @@ def cpuid(spec: Spec) -> Files:
         "",
     ]
     body += [f'#define {prefix}_SIGNATURE  "{signature}"', ""]
+    body += ["/// In a row of HV_CPUID_ROOT_POLICY_LIST: the leaf has no subleaves, or all are treated alike."]
+    body += [f"#define {prefix}_ANY_SUBLEAF  MAX_UINT32", ""]
     groups = read_groups(table)
     table.done()
     defined_once(table, [*every, *ours, *group_constants(groups)])
@@ -510,7 +546,7 @@ def cpuid(spec: Spec) -> Files:
     policy.sort(key=lambda row: int(row[0].removeprefix(f"{prefix}_"), 16))
     body += c_xmacro(
         "HV_CPUID_ROOT_POLICY_LIST",
-        "X (leaf, register, bits cleared, bits set, name): what the root sees otherwise, in the order of the leaves.",
+        "X (leaf, subleaf, register, bits cleared, bits set, name): what the root sees otherwise, leaves in order.",
         policy,
     )
     body += c_xmacro(
@@ -520,10 +556,15 @@ def cpuid(spec: Spec) -> Files:
         f"SIGNATURE = {py_string(signature)}",
         '"""Signature in EBX, ECX, EDX of leaf 0x40000000."""',
         "",
-        "BITS: tuple[tuple[int, int, str, str, int, int, str], ...] = (",
+        "BITS: tuple[tuple[int, int | None, str, str, int, int, str], ...] = (",
         *bits_py,
         ")",
-        '"""Bits by (leaf, subleaf, register, name, lowest bit, highest bit, policy for the root)."""',
+        '"""Bits by (leaf, subleaf or None, register, name, lowest bit, highest bit, policy for the root)."""',
+        "",
+        "NO_LEAVES: frozenset[int] = frozenset({"
+        + ", ".join(f"0x{number:X}" for number, root, _ in sorted(set(leaves), key=str) if root == "zero")
+        + "})",
+        '"""Leaves that are all zeros for the root, where the processor has them."""',
         "",
         *py_groups(groups, [*every, *ours]),
     ]

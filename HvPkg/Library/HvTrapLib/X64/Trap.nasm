@@ -122,6 +122,34 @@ Return:
     pop     rbx
     ret
 
+; VOID EFIAPI HvTrapWithRegs (TRY_CONTEXT *Context): HvTrapCall keeps the caller's registers.
+%define TRY_CODE  0
+%define TRY_REGS  8
+%define REGS_RAX  0
+%define REGS_RBX  8
+%define REGS_RCX  16
+%define REGS_RDX  24
+%define REGS_RSI  32
+%define REGS_RDI  40
+global ASM_PFX(HvTrapWithRegs)
+ASM_PFX(HvTrapWithRegs):
+    mov     r15, [rcx + TRY_CODE]
+    mov     r14, [rcx + TRY_REGS]
+    mov     rax, [r14 + REGS_RAX]
+    mov     rbx, [r14 + REGS_RBX]
+    mov     rcx, [r14 + REGS_RCX]
+    mov     rdx, [r14 + REGS_RDX]
+    mov     rsi, [r14 + REGS_RSI]
+    mov     rdi, [r14 + REGS_RDI]
+    call    r15
+    mov     [r14 + REGS_RAX], rax
+    mov     [r14 + REGS_RBX], rbx
+    mov     [r14 + REGS_RCX], rcx
+    mov     [r14 + REGS_RDX], rdx
+    mov     [r14 + REGS_RSI], rsi
+    mov     [r14 + REGS_RDI], rdi
+    ret
+
 ; UINT64 EFIAPI HvTrapSetPriority (UINT64 Priority): the one before. CR8 is the same in xAPIC and x2APIC mode.
 global ASM_PFX(HvTrapSetPriority)
 ASM_PFX(HvTrapSetPriority):
