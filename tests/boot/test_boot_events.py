@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hvtools import build
 from hvtools.boot.result import BootResult
+from hvtools.boot.shell import EfiShell
+from hvtools.boot.strategy import BootStrategy, State
+from hvtools.machines.qmp import QmpMonitor
 
 if TYPE_CHECKING:
-    from tests.boot.conftest import Boot
+    from tests.boot.conftest import Boot, Session
 
 pytestmark = pytest.mark.needs("hypervisor")
 
@@ -69,3 +75,75 @@ def test_events_are_those_of_the_bare_machine(boot: Boot, platform: str) -> None
     assert under["nested_nmi"] == ["events=1 gave-up=1", "vector=2"]
     # Here the manual is the referee: #GP comes where the emulator has none, and #DF of it.
     assert under["gp_efer_lme"][1].startswith("vector=13 at=12 error=0x0"), under["gp_efer_lme"]
+
+
+# Processors, NMIs, with the hypervisor. Without it, the machine must be able to do it, too.
+NMIS = pytest.mark.parametrize(
+    ("cpus", "count", "hypervisor"),
+    [
+        (4, 200, True),
+        pytest.param(1, 10_000, True, marks=pytest.mark.slow),
+        pytest.param(4, 10_000, True, marks=pytest.mark.slow),
+        pytest.param(4, 10_000, False, marks=pytest.mark.slow),
+    ],
+)
+NMI_PROGRAM = "HvNmi.efi"
+LONG = 1800.0
+
+
+@contextlib.contextmanager
+def nmi_program(session: Session, cpus: int, hypervisor: bool) -> Iterator[BootStrategy]:
+    """A machine at the shell that has the program."""
+    program = build.ensure_built("DEBUG").folder / NMI_PROGRAM
+    added = {PurePosixPath(NMI_PROGRAM): program}
+    with session(cpus=cpus, timeout=LONG, added=added, hypervisor=hypervisor) as strategy:
+        strategy.transition(State.HYPERVISOR if hypervisor else State.SHELL)
+        yield strategy
+
+
+def arrived(output: str) -> list[int]:
+    """The NMIs that each processor has counted."""
+    return [int(number) for number in re.findall(r"^HvNmi: cpu=\d+ nmis=(\d+)", output, re.MULTILINE)]
+
+
+@pytest.mark.timeout(2 * LONG)
+@NMIS
+def test_each_nmi_of_a_device_comes_once_at_every_processor(
+    session: Session, cpus: int, count: int, hypervisor: bool
+) -> None:
+    with nmi_program(session, cpus, hypervisor) as strategy:
+        output = EfiShell(strategy).must(f"fs0:\\add\\{NMI_PROGRAM} {count}")
+    assert arrived(output) == [count] * cpus
+
+
+def send_nmis(strategy: BootStrategy, count: int) -> None:
+    """Send NMIs to a machine that waits for them, each when the one before has arrived at every processor."""
+    _, match = strategy.expect([re.compile(r"HvNmi: first=0x(\w+) stride=(\d+) cpus=(\d+)")])
+    first, stride, cpus = int(match[1], 16), int(match[2]), int(match[3])
+    monitor = strategy.machine.monitor
+    assert isinstance(monitor, QmpMonitor)
+
+    def counted(cpu: int) -> int:
+        said = monitor.execute("human-monitor-command", {"command-line": f"xp /1gx {first + cpu * stride:#x}"})
+        return int(str(said).split()[1], 16)
+
+    for sent in range(1, count + 1):
+        monitor.execute("inject-nmi")
+        for cpu in range(cpus):
+            while counted(cpu) < sent:
+                assert strategy.remaining > 0, f"NMI {sent} has not arrived at processor {cpu}"
+
+
+@pytest.mark.needs("nmi")
+@pytest.mark.timeout(2 * LONG)
+@NMIS
+def test_each_nmi_from_outside_comes_once_at_every_processor(
+    session: Session, cpus: int, count: int, hypervisor: bool
+) -> None:
+    with nmi_program(session, cpus, hypervisor) as strategy:
+        shell = EfiShell(strategy)
+        before = len(strategy.machine.console.text())
+        shell.type(f"fs0:\\add\\{NMI_PROGRAM} wait {count}")
+        send_nmis(strategy, count)
+        strategy.expect([re.compile(rf"HvNmi: sent={count} result=Success")])
+        assert arrived(strategy.machine.console.text()[before:]) == [count] * cpus

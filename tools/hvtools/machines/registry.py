@@ -39,6 +39,7 @@ CAPABILITIES = {
     "high-mmio": "a device has registers above 512 GiB",
     "hard-reset": "the firmware starts again after a reset of all devices",
     "memory": "its memory can be read from outside while it runs",
+    "nmi": "NMIs can be sent to it from outside",
     "debugger": "GDB can be attached",
     "linux": "the firmware gives Linux all that it needs (ACPI, SMP)",
 }
@@ -142,6 +143,7 @@ PLATFORMS = {
                     "high-mmio",
                     "hard-reset",
                     "memory",
+                    "nmi",
                     "linux",
                     "debugger",
                 },
@@ -206,6 +208,7 @@ def kvm_platform(found: Kvm) -> Platform:
                 "poweroff",
                 "linux",
                 "memory",
+                "nmi",
                 "debugger",
             }
         ),
