@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 from hvtools import build
-from hvtools.boot.request import BootRequest
+from hvtools.boot.request import BootRequest, BoxError
 from hvtools.boot.result import BootResult
 from hvtools.boot.runner import booting, run
 from hvtools.boot.startup import Prompt
 from hvtools.boot.strategy import BootStrategy
-from hvtools.machines.registry import CAPABILITIES, Platform, platform_named, platforms_with
+from hvtools.errors import UsageError
+from hvtools.machines.registry import CAPABILITIES, LAB, Platform, platform_named, platforms_with
 
 Boot = Callable[..., BootResult]
 _SESSIONS_KEPT = 2
@@ -43,6 +44,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     needed = {"linux"}
     for marker in metafunc.definition.iter_markers("needs"):
         needed |= set(marker.args)
+    if lab := metafunc.config.getoption("--lab"):
+        _on_box(metafunc, platform_named(f"{LAB}{lab}"), needed)
+        return
     platforms = platforms_with(needed)
     assert platforms, f"no platform has {sorted(needed)}"
     everywhere = metafunc.definition.get_closest_marker("everywhere") is not None
@@ -63,19 +67,64 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("platform", [pytest.param(platform.name, marks=marks(platform)) for platform in platforms])
 
 
+def _on_box(metafunc: pytest.Metafunc, box: Platform, needed: set[str]) -> None:
+    """Run a test on the one box; skip it if that cannot be what the test needs."""
+    marks: list[pytest.MarkDecorator] = []
+    if missing := needed - box.capabilities:
+        marks.append(pytest.mark.skip(reason=f"the box has no {', '.join(sorted(missing))} among its features"))
+    if "lacking" in metafunc.fixturenames:
+        skipped = pytest.mark.skip(reason="the processor of a box cannot be chosen")
+        metafunc.parametrize(("platform", "lacking"), [pytest.param(box.name, "", marks=skipped)])
+        return
+    metafunc.parametrize("platform", [pytest.param(box.name, marks=marks, id="box")])
+
+
+@pytest.fixture(autouse=True)
+def _stop_when_the_box_hangs(
+    request: pytest.FixtureRequest, record_testsuite_property: Callable[[str, object], None]
+) -> Iterator[None]:
+    """A box that hangs is off by now, and left alone."""
+    yield
+    if lab := request.config.getoption("--lab"):
+        from hvtools.lab.box import hang_of
+        from hvtools.lab.report import HANG
+
+        if hang := hang_of(f"{LAB}{lab}"):
+            record_testsuite_property(HANG, hang)
+            request.session.shouldstop = f"the box hangs: {hang}"
+
+
+def _fitting(platform: str, fields: dict[str, Any]) -> BootRequest:
+    """Make a request; skip the test if it is for another machine than a box is."""
+    box = platform_named(platform).box
+    if box is not None:
+        fields = {"cpus": box.cpus, "memory_mib": box.memory_mib, **fields}
+    request = BootRequest(platform=platform, **fields)
+    try:
+        request.checked()
+    except BoxError as error:
+        pytest.skip(f"{error}; a box that fits would run it")
+    except UsageError:
+        pass  # the test may be about it
+    return request
+
+
 @pytest.fixture(scope="session")
 def _results() -> dict[str, BootResult]:
     return {}
 
 
 @pytest.fixture(scope="session")
-def _logs() -> Iterator[Callable[[], Path]]:
+def _logs(pytestconfig: pytest.Config) -> Iterator[Callable[[], Path]]:
     """Folders for the logs of each boot; not pytest's own, which go when somebody else tests three times."""
-    parent = build.ROOT / "Build" / "BootTests"
-    parent.mkdir(parents=True, exist_ok=True)
-    for old in sorted(parent.iterdir())[:-_SESSIONS_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
-    session = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    if own := pytestconfig.getoption("--logs"):
+        session = Path(own).absolute()
+    else:
+        parent = build.ROOT / "Build" / "BootTests"
+        parent.mkdir(parents=True, exist_ok=True)
+        for old in sorted(parent.iterdir())[:-_SESSIONS_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+        session = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     numbers = itertools.count()
 
     def made() -> Path:
@@ -91,7 +140,7 @@ def boot(platform: str, _results: dict[str, BootResult], _logs: Callable[[], Pat
     """Boot with the fields of BootRequest; `fresh=True` boots even if an earlier test asked for the same."""
 
     def booted(fresh: bool = False, **fields: Any) -> BootResult:  # noqa: ANN401
-        request = BootRequest(platform=platform, **fields)
+        request = _fitting(platform, fields)
         key = repr(request)
         if fresh or key not in _results:
             _results[key] = run(request, _logs())
@@ -105,7 +154,7 @@ def session(platform: str, _logs: Callable[[], Path]) -> Session:
     """Prepare a machine whose startup script stops at the shell's prompt; fields as for `boot`."""
 
     def prepared(restart: bool = False, **fields: Any) -> AbstractContextManager[BootStrategy]:  # noqa: ANN401
-        request = BootRequest(platform=platform, **fields)
+        request = _fitting(platform, fields)
         return booting(request, _logs(), payload=Prompt(), restart=restart)
 
     return prepared

@@ -44,7 +44,7 @@ def test_the_command_line_boots_linux_under_the_hypervisor(platform: str, hv: Hv
     assert done.returncode == 0, done.stderr
     value = json.loads((hv.folder / "out.json").read_text())
     assert value["virtualised"] == [0, 1, 2, 3] and value["root"]["online"] == 4
-    assert value["vendor"] in platform
+    assert value["vendor"] == platform_named(platform).vendor
     for cpu in value["root"]["cpus"]:
         assert cpu["signature"] == "HvPkgHvPkgHv" and not cpu["svm"] and not cpu["vmx"]
     assert value["exits"]["cpuid"] > 0

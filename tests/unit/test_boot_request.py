@@ -119,11 +119,12 @@ def test_without_hypervisor_nothing_is_loaded() -> None:
 
 def test_an_application_is_followed_by_the_counters_and_power_off() -> None:
     script = lines(True, {}, startup.Application(PurePosixPath("run/X.efi")))
-    assert script[-5:] == [
+    assert script[-6:] == [
         "echo hvboot: run-begin",
         "fs0:\\run\\X.efi",
         "echo hvboot: run-end %lasterror%",
         "fs0:\\HvStatus.efi",
+        "echo hvboot: end",
         "reset -s",
     ]
 

@@ -19,7 +19,7 @@ from click.shell_completion import CompletionItem
 from hvtools import cli, completion
 from hvtools.generated.log_events import EVENTS
 from hvtools.generated.options import OPTIONS
-from hvtools.machines.registry import PLATFORM_NAMES
+from hvtools.machines.registry import LAB, PLATFORM_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "HvPkg" / "Docs"
@@ -114,7 +114,8 @@ def parsed(command: str) -> None:
             parameter.type.convert(value, parameter, context)
     for option, value in itertools.pairwise(arguments):
         name = value.partition("=")[0]
-        if option == "--on" and value.islower() and value not in PLATFORM_NAMES:
+        named = value in PLATFORM_NAMES or value.startswith(LAB)
+        if option == "--on" and value.islower() and not named:
             raise click.UsageError(f"no platform {value}")
         if option == "--set" and name.islower() and name not in OPTIONS:
             raise click.UsageError(f"no option {name}")

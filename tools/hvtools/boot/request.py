@@ -11,7 +11,7 @@ from hvtools.boot import options
 from hvtools.boot.startup import quoted
 from hvtools.errors import UsageError
 from hvtools.images.fat import check_name
-from hvtools.machines.registry import DEFAULT_PLATFORM, Platform, platform_named
+from hvtools.machines.registry import DEFAULT_PLATFORM, Box, Platform, platform_named
 from hvtools.machines.spec import MachineSpec
 
 DEFAULT_CPUS = 4
@@ -96,6 +96,8 @@ class BootRequest:
             MachineSpec(self.cpus, self.memory_mib, Path(), Path())
         except ValueError as error:
             raise UsageError(str(error)) from None
+        if platform.box is not None:
+            self._check_box(platform.box)
         if self.cpus > 1 and "smp" not in platform.capabilities:
             raise UsageError(f"{platform.name} has one processor only")
         for what, path in (
@@ -138,6 +140,29 @@ class BootRequest:
         for destination in self.added:
             check_name(destination)
         return platform
+
+    def _check_box(self, box: Box) -> None:
+        """Refuse what a machine in a lab is not.
+
+        Raises:
+            BoxError: with one line.
+        """
+        for what, asked, there in (
+            ("processors", self.cpus, box.cpus),
+            ("MiB of memory", self.memory_mib, box.memory_mib),
+        ):
+            if asked != there:
+                raise BoxError(f"{asked} {what} are asked for, and this box has {there}")
+        chosen = {
+            "cpu": self.cpu_model, "accel": self.accelerator, "installed": self.installed,
+            "firmware": None if box.flash else self.firmware,
+        }  # fmt: skip
+        if clash := [name for name, value in chosen.items() if value is not None]:
+            raise BoxError(f"--{clash[0]} cannot be chosen for a box in a lab")
+
+
+class BoxError(UsageError):
+    """A machine in a lab is what it is, and something else was asked for."""
 
 
 def _check_readable(what: str, path: Path) -> None:

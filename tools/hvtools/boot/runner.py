@@ -23,6 +23,7 @@ from hvtools.boot.strategy import BootStrategy, State, StrategyError
 from hvtools.errors import HvError, UsageError
 from hvtools.guest.build import self_check
 from hvtools.images import variables
+from hvtools.images.disk import build_disk
 from hvtools.images.fat import build_volume
 from hvtools.images.files import check_room
 from hvtools.images.initramfs import build_initramfs
@@ -31,6 +32,7 @@ from hvtools.machines.registry import Listener, platform_named
 from hvtools.machines.spec import MachineSpec
 
 Observer = Callable[[State, float], None]
+Builder = Callable[[Path, Mapping[PurePosixPath, Path | bytes]], None]
 
 IMAGE = "esp.img"
 FIRMWARE = "firmware.fd"
@@ -98,7 +100,9 @@ def _built(folder: Path, name: PurePosixPath) -> Path:
     return path
 
 
-def build_image(folder: Path, request: BootRequest, parts: Parts, payload: Payload) -> Path:
+def build_image(
+    folder: Path, request: BootRequest, parts: Parts, payload: Payload, builder: Builder = build_volume
+) -> Path:
     """Make the system partition of a boot.
 
     Args:
@@ -106,6 +110,7 @@ def build_image(folder: Path, request: BootRequest, parts: Parts, payload: Paylo
         request: what is booted.
         parts: its files.
         payload: what the startup script does last.
+        builder: makes the image of the files: the partition alone, or a disk with it.
 
     Raises:
         UsageError: no room, or a name that FAT cannot hold.
@@ -128,7 +133,7 @@ def build_image(folder: Path, request: BootRequest, parts: Parts, payload: Paylo
         files[startup.KERNEL] = parts.kernel
         files[startup.INITRD] = initrd
     image = folder / IMAGE
-    build_volume(image, files)
+    builder(image, files)
     return image
 
 
@@ -173,7 +178,8 @@ def booting(
             image_folder = folder
         else:
             image_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hv-boot-")))
-        image = request.disk or build_image(image_folder, request, parts, payload)
+        builder = build_volume if platform.box is None else build_disk
+        image = request.disk or build_image(image_folder, request, parts, payload, builder)
         firmware = request.firmware
         if firmware is not None and request.built_in and request.settings:
             firmware = Path(shutil.copyfile(firmware, image_folder / FIRMWARE))

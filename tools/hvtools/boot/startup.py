@@ -31,6 +31,7 @@ _STATUS_CODE = r"(0x[0-9A-Fa-f]+)"
 AT_SHELL = re.compile(rf"{_MARK} shell\s")
 LOADED = re.compile(rf"{_MARK} load {_STATUS_CODE}")
 KERNEL_RETURNED = re.compile(rf"{_MARK} kernel {_STATUS_CODE}")
+ENDED = re.compile(rf"{_MARK} end\s")
 APPLICATION_BEGUN = re.compile(rf"{_MARK} run-begin\s")
 APPLICATION_ENDED = re.compile(rf"{_MARK} run-end {_STATUS_CODE}")
 
@@ -128,5 +129,5 @@ def _payload_lines(payload: Payload, hypervisor: bool) -> Sequence[str]:
         lines = [f"echo {_MARK} run-begin", _path(payload.path), f"echo {_MARK} run-end %lasterror%"]
         if hypervisor:
             lines.append(_path(STATUS))
-        return [*lines, "reset -s"]
+        return [*lines, f"echo {_MARK} end", "reset -s"]
     return []

@@ -72,7 +72,24 @@ def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int, attach: 
         monitor: descriptor of a connected stream socket that the emulator inherits.
         attach: descriptor of a listening one, for a second monitor.
     """
-    arguments = ["-nodefaults", "-no-user-config", "-display", "none", "-S"]
+    arguments = [*hardware_arguments(spec, firmware), "-S"]
+    arguments += ["-chardev", _option("pipe", id="console", path=spec.console_pipe)]
+    arguments += ["-serial", "chardev:console"]
+    arguments += ["-chardev", _option("file", id="second", path=spec.second_serial_log)]
+    arguments += ["-serial", "chardev:second"]
+    arguments += ["-chardev", _option("file", id="debug", path=spec.hypervisor_log)]
+    arguments += ["-device", f"isa-debugcon,iobase={_DEBUG_PORT:#x},chardev=debug"]
+    arguments += ["-chardev", _option("socket", id="monitor", fd=monitor)]
+    arguments += ["-mon", "chardev=monitor,mode=control"]
+    arguments += ["-chardev", _option("socket", id="attach", fd=attach, server="on", wait="off")]
+    arguments += ["-mon", "chardev=attach,mode=control"]
+    arguments += ["-d", "cpu_reset", "-D", str(spec.emulator_log)]
+    return arguments
+
+
+def hardware_arguments(spec: MachineSpec, firmware: Firmware) -> list[str]:
+    """Give QEMU's arguments for all of a machine but its wires to the outside."""
+    arguments = ["-nodefaults", "-no-user-config", "-display", "none"]
     arguments += ["-machine", "q35"]
     accelerator, counting = split_accelerator(spec.accelerator or DEFAULT_ACCELERATOR)
     arguments += ["-accel", accelerator]
@@ -97,17 +114,6 @@ def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int, attach: 
     if spec.installed is not None:
         arguments += ["-drive", _option(**{"if": "none"}, id="disk", format="raw", snapshot="on", file=spec.installed)]
         arguments += ["-device", "virtio-blk-pci,drive=disk,bootindex=1"]
-    arguments += ["-chardev", _option("pipe", id="console", path=spec.console_pipe)]
-    arguments += ["-serial", "chardev:console"]
-    arguments += ["-chardev", _option("file", id="second", path=spec.second_serial_log)]
-    arguments += ["-serial", "chardev:second"]
-    arguments += ["-chardev", _option("file", id="debug", path=spec.hypervisor_log)]
-    arguments += ["-device", f"isa-debugcon,iobase={_DEBUG_PORT:#x},chardev=debug"]
-    arguments += ["-chardev", _option("socket", id="monitor", fd=monitor)]
-    arguments += ["-mon", "chardev=monitor,mode=control"]
-    arguments += ["-chardev", _option("socket", id="attach", fd=attach, server="on", wait="off")]
-    arguments += ["-mon", "chardev=attach,mode=control"]
-    arguments += ["-d", "cpu_reset", "-D", str(spec.emulator_log)]
     return arguments
 
 

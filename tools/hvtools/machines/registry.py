@@ -46,6 +46,21 @@ CAPABILITIES = {
 
 
 @dataclass(frozen=True)
+class Box:
+    """A machine that is there already.
+
+    Attributes:
+        cpus: its processors.
+        memory_mib: its RAM in MiB.
+        flash: its firmware can be written.
+    """
+
+    cpus: int
+    memory_mib: int
+    flash: bool
+
+
+@dataclass(frozen=True)
 class Platform:
     """One way to get machines.
 
@@ -66,6 +81,7 @@ class Platform:
         patience: how much longer than on the fastest platform a boot may take.
         drivers: EFI drivers of ours that make up for what the firmware lacks there; they do nothing where it does not.
         prepare: fetches and builds the platform itself.
+        box: what a real machine is made of, None where a machine is made as it is asked for.
     """
 
     name: str
@@ -83,6 +99,7 @@ class Platform:
     patience: float = 1.0
     drivers: tuple[PurePosixPath, ...] = ()
     prepare: Callable[[], None] = lambda: None
+    box: Box | None = None
 
     def __post_init__(self) -> None:
         """Refuse capabilities that nobody can ask for.
@@ -172,6 +189,8 @@ PLATFORMS = {
 }
 DEFAULT_PLATFORM = "qemu-svm"
 KVM = "kvm"
+LAB = "lab:"
+"""Before the name of a labgrid environment file: the machine that it describes."""
 PLATFORM_NAMES = (*PLATFORMS, KVM)
 
 
@@ -233,6 +252,10 @@ def platform_named(name: str) -> Platform:
     """
     if name == KVM:
         return kvm_platform(_kvm())
+    if name.startswith(LAB):
+        from hvtools.lab.box import lab_platform  # labgrid takes a second to import
+
+        return lab_platform(name)
     try:
         return PLATFORMS[name]
     except KeyError:

@@ -11,7 +11,7 @@ from hvtools.boot import progress, runner
 from hvtools.boot.request import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, BootRequest, parse_added, parse_settings
 from hvtools.errors import HvError, UsageError
 from hvtools.generated.options import OPTIONS
-from hvtools.machines.registry import DEFAULT_PLATFORM, PLATFORM_NAMES
+from hvtools.machines.registry import DEFAULT_PLATFORM, LAB, PLATFORM_NAMES, Box, platform_named
 
 _EXAMPLES = """\
 Examples:
@@ -37,12 +37,10 @@ _OPTIONS_TEXT = "\n".join(
     shell_complete=completion.platforms,
     metavar="PLATFORM",
     default=DEFAULT_PLATFORM,
-    help=f"{', '.join(PLATFORM_NAMES)}.",
+    help=f"{', '.join(PLATFORM_NAMES)}, or {LAB}FILE for a box in a lab.",
 )
-@click.option("--cpus", type=int, default=DEFAULT_CPUS, metavar="N", help=f"Processors ({DEFAULT_CPUS}).")
-@click.option(
-    "--memory", type=int, default=DEFAULT_MEMORY_MIB, metavar="MIB", help=f"RAM in MiB ({DEFAULT_MEMORY_MIB})."
-)
+@click.option("--cpus", type=int, metavar="N", help=f"Processors ({DEFAULT_CPUS}).")
+@click.option("--memory", type=int, metavar="MIB", help=f"RAM in MiB ({DEFAULT_MEMORY_MIB}).")
 @click.option("--no-hv", is_flag=True, help="Boot without HvDxe, for comparison.")
 @click.option(
     "--firmware",
@@ -84,8 +82,8 @@ _OPTIONS_TEXT = "\n".join(
 @click.option("-v", "--verbose", is_flag=True, help="Show the machine's console while it runs.")
 def command(
     platform: str,
-    cpus: int,
-    memory: int,
+    cpus: int | None,
+    memory: int | None,
     no_hv: bool,
     firmware: str,
     built_in: bool,
@@ -114,10 +112,11 @@ def command(
     ours = firmware == "ours"
     if built_in and firmware == "platform":
         raise UsageError("--built-in: the platform's own firmware has no HvDxe inside")
+    box = platform_named(platform).box or Box(DEFAULT_CPUS, DEFAULT_MEMORY_MIB, flash=False)
     request = BootRequest(
         platform=platform,
-        cpus=cpus,
-        memory_mib=memory,
+        cpus=box.cpus if cpus is None else cpus,
+        memory_mib=box.memory_mib if memory is None else memory,
         hypervisor=not no_hv,
         firmware=None if firmware in ("ours", "platform") else Path(firmware),
         built_in=ours or built_in,

@@ -15,6 +15,7 @@ import click
 
 from hvtools import build, linux, report, ui
 from hvtools.errors import EXIT_FAILED, EXIT_INTERRUPTED
+from hvtools.machines.registry import LAB, platform_named
 from hvtools.setup import setup_all
 
 _WORKERS_MAX = 4
@@ -32,23 +33,34 @@ _CHECKS = {
 Examples:
   hv test                        what a commit must pass
   hv test tests/unit -k mailbox  a part of it
-  hv test --all                  the slow ones, too""",
+  hv test --all                  the slow ones, too
+  hv test --lab box.yaml         the boot tests, on a box in a lab""",
 )
 @click.option("--all", "slow", is_flag=True, help="Also the slow tests.")
+@click.option(
+    "--lab",
+    "environment",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Only the boot tests, on the box of this labgrid environment file.",
+)
 @report.json_option
 @click.argument("pytest_arguments", nargs=-1, type=click.UNPROCESSED)
-def command(slow: bool, json_file: Path | None, pytest_arguments: tuple[str, ...]) -> int:
+def command(slow: bool, environment: Path | None, json_file: Path | None, pytest_arguments: tuple[str, ...]) -> int:
     """Set up and build what changed, then run ruff, mypy and pytest.
 
     Further arguments go to pytest, as in `hv test -k cache` or `hv test tests/unit`.
     """
+    if environment is not None:
+        platform_named(f"{LAB}{environment}")  # says what is wrong with it before anything else
     setup_all()
     linux.headers()
     for target in build.TARGETS:
         build.ensure_built(target)
-    failed = [name for name, arguments in _CHECKS.items() if not _check(name, arguments)]
-    code, counts = _pytest(slow, pytest_arguments)
-    report.write(json_file, {"checks": {name: name not in failed for name in _CHECKS}, "pytest": counts})
+    checks = _CHECKS if environment is None else {}  # they are about this tree, not about a box
+    failed = [name for name, arguments in checks.items() if not _check(name, arguments)]
+    code, counts = _pytest(slow, environment, pytest_arguments)
+    report.write(json_file, {"checks": {name: name not in failed for name in checks}, "pytest": counts})
     if failed:
         ui.info(f"hv: failed before pytest: {', '.join(failed)}")
     if code < 0 or code == 2:
@@ -73,7 +85,7 @@ def _check(name: str, arguments: list[str]) -> bool:
     return good
 
 
-def _pytest(slow: bool, arguments: tuple[str, ...]) -> tuple[int, dict[str, Any]]:
+def _pytest(slow: bool, environment: Path | None, arguments: tuple[str, ...]) -> tuple[int, dict[str, Any]]:
     """Runs pytest with its output as it comes.
 
     Returns:
@@ -84,7 +96,9 @@ def _pytest(slow: bool, arguments: tuple[str, ...]) -> tuple[int, dict[str, Any]
         command = [sys.executable, "-m", "pytest", f"--junitxml={xml}"]
         # An emulator keeps one processor busy. More than four do not help: compilers and long boots are what is left.
         workers = min(len(os.sched_getaffinity(0)), _WORKERS_MAX)
-        if workers > 1:
+        if environment is not None:
+            command += [f"--lab={environment.absolute()}", "-o", "testpaths=tests/boot"]
+        elif workers > 1:
             command += ["-n", str(workers), "--dist", "worksteal"]
         if not slow:
             command += ["-m", "not slow"]
