@@ -257,6 +257,7 @@ CheckAndLaunch (
   HvOptionsRead (&Options);
   Level = (HV_LOG_LEVEL)Options.Value[HvOptionLog];
   HvConsoleInit (Level, Early, HV_RING_BYTES, PrintLine);
+  HvCrashReport ();
   Ops = ChooseBackend (&Probe);
   if (Ops == NULL) {
     return EFI_UNSUPPORTED;
@@ -310,6 +311,8 @@ CheckAndLaunch (
 
   if (!EFI_ERROR (Status)) {
     mBackend = Ops->Id;
+    HvCrashPrepare (Host, &Image);
+    HvDmaProtect (Host, &Options);
     HvConsoleInit (Level, HvMemoryRing (Host), HV_RING_BYTES, PrintLine);
     if (Early != NULL) {
       CopyMem (HvMemoryRing (Host), Early, HV_RING_BYTES);
@@ -341,6 +344,7 @@ CheckAndLaunch (
   if (EFI_ERROR (Status)) {
     CloseEvents ();
     gBS->InstallConfigurationTable (&gHvStatusTableGuid, NULL);
+    HvDmaRelease ();
     HvMemoryFree ();
   }
 
@@ -402,6 +406,7 @@ HvDxeUnload (
 
   CloseEvents ();
   gBS->InstallConfigurationTable (&gHvStatusTableGuid, NULL);
+  HvDmaRelease ();
   HvMemoryFree ();
   HV_LOG (0, Unload, HvLaunchCount ());
   return EFI_SUCCESS;

@@ -143,6 +143,91 @@ HvMemoryBuild (
   );
 
 /**
+  Gets the firmware's memory map.
+
+  @param[out] Map        The caller frees it.
+  @param[out] Size       Its bytes.
+  @param[out] EntrySize  Bytes of an entry.
+
+  @retval EFI_SUCCESS           There it is.
+  @retval EFI_OUT_OF_RESOURCES  There is no memory.
+  @retval Others                As the firmware says.
+
+  @par Context: Boot
+**/
+EFI_STATUS
+HvMemoryMap (
+  OUT EFI_MEMORY_DESCRIPTOR  **Map,
+  OUT UINTN                  *Size,
+  OUT UINTN                  *EntrySize
+  );
+
+/**
+  Logs what a crash of the run before this one left in memory, once.
+
+  @par Context: Boot
+**/
+VOID
+HvCrashReport (
+  VOID
+  );
+
+/**
+  Keeps devices from the host's memory, where there is an IOMMU that can do it, and says in the log and the status page
+  what came of it. All processors are native.
+
+  @param[in,out] Host     With the block and the nested tables.
+  @param[in]     Options  The options.
+
+  @par Context: Boot
+**/
+VOID
+HvDmaProtect (
+  IN OUT HV_HOST           *Host,
+  IN     CONST HV_OPTIONS  *Options
+  );
+
+/**
+  Takes back what HvDmaProtect did. All processors are native.
+
+  @par Context: Boot
+**/
+VOID
+HvDmaRelease (
+  VOID
+  );
+
+/**
+  How many pages of the pool HvDmaProtect needs at most.
+
+  @param[in] Options  The options.
+  @param[in] Range    What devices may reach.
+
+  @return  The pages, 0 without an IOMMU.
+
+  @par Context: Boot
+**/
+UINTN
+HvDmaPages (
+  IN CONST HV_OPTIONS       *Options,
+  IN CONST HV_PAGING_RANGE  *Range
+  );
+
+/**
+  Prepares the record for a crash of this run, and leaves its address for the next boot.
+
+  @param[in] Host   The host.
+  @param[in] Image  The image.
+
+  @par Context: Boot
+**/
+VOID
+HvCrashPrepare (
+  IN HV_HOST         *Host,
+  IN CONST HV_IMAGE  *Image
+  );
+
+/**
   Where the log ring is, HV_RING_BYTES long.
 
   @par Context: Boot

@@ -94,6 +94,35 @@ AddRam (
   return TRUE;
 }
 
+EFI_STATUS
+HvMemoryMap (
+  OUT EFI_MEMORY_DESCRIPTOR  **Map,
+  OUT UINTN                  *Size,
+  OUT UINTN                  *EntrySize
+  )
+{
+  UINTN       Key;
+  UINT32      Version;
+  EFI_STATUS  Status;
+
+  *Map  = NULL;
+  *Size = 0;
+  while ((Status = gBS->GetMemoryMap (Size, *Map, &Key, EntrySize, &Version)) == EFI_BUFFER_TOO_SMALL) {
+    if (*Map != NULL) {
+      FreePool (*Map);
+    }
+
+    // The allocation itself can add entries.
+    *Size += 8 * *EntrySize;
+    *Map   = AllocatePool (*Size);
+    if (*Map == NULL) {
+      return EFI_OUT_OF_RESOURCES;
+    }
+  }
+
+  return Status;
+}
+
 STATIC
 EFI_STATUS
 FindRam (
@@ -104,27 +133,11 @@ FindRam (
   EFI_MEMORY_DESCRIPTOR  *Map;
   EFI_MEMORY_DESCRIPTOR  *Entry;
   UINTN                  Size;
-  UINTN                  Key;
   UINTN                  EntrySize;
-  UINT32                 Version;
   EFI_STATUS             Status;
 
-  Map    = NULL;
-  Size   = 0;
   *Count = 0;
-  while ((Status = gBS->GetMemoryMap (&Size, Map, &Key, &EntrySize, &Version)) == EFI_BUFFER_TOO_SMALL) {
-    if (Map != NULL) {
-      FreePool (Map);
-    }
-
-    // The allocation itself can add entries.
-    Size += 8 * EntrySize;
-    Map   = AllocatePool (Size);
-    if (Map == NULL) {
-      return EFI_OUT_OF_RESOURCES;
-    }
-  }
-
+  Status = HvMemoryMap (&Map, &Size, &EntrySize);
   if (EFI_ERROR (Status)) {
     return Status;
   }
@@ -399,6 +412,7 @@ HvMemoryBuild (
 {
   HV_HOST          *Scratch;
   HV_HOST          *Host;
+  HV_CPU           *Cpu;
   HV_PAGING_RANGE  Range;
   CURSOR           Cursor;
   EFI_STATUS       Status;
@@ -446,7 +460,7 @@ HvMemoryBuild (
   SharedPages = EFI_SIZE_TO_PAGES (HV_STATUS_BYTES (Cpus)) + EFI_SIZE_TO_PAGES (HV_RING_BYTES);
   Pool        = (UINTN)NestedPages + PAGES_ON_DEMAND + PAGES_TO_SPLIT;
   HvPagingEstimate (HvPagingHost4, Probe->LargestLevel, &Range, 1, &NestedPages);
-  Pool += (UINTN)NestedPages + PAGES_TO_SPLIT + 4 * Scratch->RamCount;
+  Pool += (UINTN)NestedPages + PAGES_TO_SPLIT + 4 * Scratch->RamCount + HvDmaPages (Options, &Range);
   if (Level != HV_PAGING_LEVEL_1G) {
     // A piece on demand is a table of its own: 1 GiB with leaves of 2 MiB, 2 MiB with leaves of 4 KiB.
     Pool += 4 * PAGES_ON_DEMAND;
@@ -457,7 +471,8 @@ HvMemoryBuild (
     TracePages = EFI_SIZE_TO_PAGES ((UINTN)HvCoreTraceBytes (Options->Value[HvOptionTrace]));
   }
 
-  mPages  = SharedPages + EFI_SIZE_TO_PAGES (sizeof (HV_HOST)) + EFI_SIZE_TO_PAGES (Image->Bytes) + Probe->SharedPages + 1 +
+  mPages  = SharedPages + EFI_SIZE_TO_PAGES (sizeof (HV_HOST)) + EFI_SIZE_TO_PAGES (sizeof (HV_CRASH_RECORD)) +
+            EFI_SIZE_TO_PAGES (Image->Bytes) + Probe->SharedPages + 1 +
             Cpus * (CpuPages (Probe) + TracePages) + Pool;
   mPages += mPages / 512 * 2; // tables for the 4 KiB mappings of the block itself, nested and host
   Status  = (Options->Value[HvOptionFailAt] == HV_OPTION_FAIL_AT_MEMORY) ? EFI_OUT_OF_RESOURCES
@@ -475,6 +490,7 @@ HvMemoryBuild (
   CopyMem (Host, Scratch, sizeof (*Host));
   FreePool (Scratch);
 
+  Host->Crash          = Take (&Cursor, EFI_SIZE_TO_PAGES (sizeof (HV_CRASH_RECORD)));
   Image->CopyBase      = (UINTN)Take (&Cursor, EFI_SIZE_TO_PAGES (Image->Bytes));
   Host->Ops            = HV_IN_COPY (Image, Ops);
   Host->Base           = mBase;
@@ -495,6 +511,8 @@ HvMemoryBuild (
   Host->FailAt         = (UINT32)Options->Value[HvOptionFailAt];
   Host->Corrupt        = (UINT32)Options->Value[HvOptionCorrupt];
   Host->CorruptCpu     = (UINT32)Options->Value[HvOptionCorruptCpu];
+  Host->Inject         = (BOOLEAN)(Options->Value[HvOptionInject] == HV_OPTION_INJECT_ON);
+  Host->ResetOnCrash   = (BOOLEAN)(Options->Value[HvOptionOnCrash] == HV_OPTION_ON_CRASH_RESET);
   Host->EntryCheck     = (BOOLEAN)(Options->Value[HvOptionEntryCheck] == HV_OPTION_ENTRY_CHECK_ON);
   Host->Root.Shared    = Take (&Cursor, Probe->SharedPages);
   Host->TraceBase      = (TracePages == 0) ? 0 : (UINTN)Take (&Cursor, Cpus * TracePages);
@@ -554,6 +572,20 @@ HvMemoryBuild (
     (UINT64)(UINTN)HV_IN_COPY (Image, HvCoreLaunch),
     Image->TextBase - Image->Base + Image->CopyBase
     );
+  HV_LOG (
+    0,
+    Tables,
+    Host->Cr3,
+    ((Host->Cr4 & HV_CR4_LA57) != 0) ? 5 : 4,
+    Host->Root.Nested.Root,
+    ((Probe->Format == HvPagingNpt5) || (Probe->Format == HvPagingEpt5)) ? 5 : 4,
+    Host->OnesPage
+    );
+  for (Index = 0; Index < Cpus; Index++) {
+    Cpu = HvHostCpu (Host, Index);
+    HV_LOG (0, Stacks, Index, Cpu->StackTop, Cpu->FaultStackTop, Cpu->NmiStackTop);
+  }
+
   LogNested (Host);
   *Result = Host;
   return EFI_SUCCESS;

@@ -23,7 +23,7 @@ hvcheck: exits when=init cpu=1 cpuid=20 apic-write=7 total=27
 hvcheck: cpu when=start id=0 apic=0 signature=HvPkgHvPkgHv interface=1 features=0x1 backend=svm index=0 svm=0 vmx=0
 hvcheck: cpu when=start id=1 apic=1 signature=HvPkgHvPkgHv interface=1 features=0x1 backend=svm index=1 svm=0 vmx=0
 hvcheck: status version=1 vendor=svm cpus=2 kinds=29 virtualised=2 reserved=8388608 nested=65536 page_sizes=4k,2m \
-boot_done=1
+dma=0 boot_done=1
 hvcheck: exits when=start cpu=0 cpuid=160 rdmsr=3 xsetbv=1 total=164
 hvcheck: exits when=start cpu=1 cpuid=30 apic-write=7 total=37
 hvcheck: script-begin
@@ -45,6 +45,7 @@ def test_the_whole_of_a_boot_is_read() -> None:
     assert (report.kernel, report.online, report.done) == ("6.1.0-56-cloud-amd64", 2, True)
     assert [check.cpu for check in report.cpus["start"] if check.virtualised] == [0, 1]
     assert report.status is not None
+    assert report.status.dma == "off: no IOMMU"
     assert report.status.page_sizes == ("4k", "2m")
     assert (report.status.reserved_bytes, report.status.nested_bytes) == (8388608, 65536)
     assert report.latest_exits()[1] == {"cpuid": 40, "apic-write": 7}

@@ -61,7 +61,7 @@ def test_host_life_is_found(built: Built) -> None:
     """Not a check of nothing: every handler, every stub, the world switch and the fixups are in what is checked."""
     names = {routine.symbol.name for routine, _ in built.reached.values()}
     image = built.image
-    for table, count in (("mHandlers", len(exits.KINDS)), ("HvHostVectors", 256), ("HvHostFixups", 6)):
+    for table, count in (("mHandlers", len(exits.KINDS)), ("HvHostVectors", 256), ("HvHostFixups", 8)):
         symbol = image.named(table)
         pointers = [target for at, target in image.pointers.items() if at in image.extent(symbol)]
         assert len(pointers) == count, table

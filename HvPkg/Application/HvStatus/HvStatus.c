@@ -153,7 +153,7 @@ PrintStatus (
   STATIC CONST CHAR8  *CONST  Sizes[8] = { "none", "4k", "2m", "4k,2m", "1g", "4k,1g", "2m,1g", "4k,2m,1g" };
 
   Print (
-    L"hvcheck: status version=%d vendor=%a cpus=%d kinds=%d virtualised=%d reserved=%lu nested=%lu page_sizes=%a boot_done=%lu\n",
+    L"hvcheck: status version=%d vendor=%a cpus=%d kinds=%d virtualised=%d reserved=%lu nested=%lu page_sizes=%a dma=%d boot_done=%lu\n",
     Status->Version,
     BackendName (Status->Vendor),
     Status->CpuCount,
@@ -162,6 +162,7 @@ PrintStatus (
     Status->ReservedBytes,
     Status->NestedBytes,
     Sizes[Status->NestedPageSizes & 7],
+    Status->Dma,
     Status->BootDone
     );
   PrintRows (Status, HV_STATUS_EXITS_OFFSET (Status->CpuCount));

@@ -19,6 +19,7 @@
 #define HV_HC_LEAVE          0x0000000048760002ULL  ///< take this processor back to native mode; only from the driver's own code, before boot-done
 #define HV_HC_VERSION        0x0000000048760003ULL  ///< the interface version in RAX
 #define HV_HC_FIRMWARE_DONE  0x0000000048760004ULL  ///< the firmware's own work at ExitBootServices is done: a processor that starts from here on is the operating system's
+#define HV_HC_CRASH          0x0000000048760005ULL  ///< with the test option inject: the exception with the vector in RBX (0, 6, 8, 13, 14) is raised in the host; 8 by a stack that overflows
 
 //
 // Status of a hypercall, in RAX (HvPkg)
@@ -34,6 +35,7 @@
   X (HV_HC_BOOT_DONE,     "boot-done")     \
   X (HV_HC_LEAVE,         "leave")         \
   X (HV_HC_VERSION,       "version")       \
-  X (HV_HC_FIRMWARE_DONE, "firmware-done")
+  X (HV_HC_FIRMWARE_DONE, "firmware-done") \
+  X (HV_HC_CRASH,         "crash")
 
 #endif // HV_HYPERCALL_H_

@@ -29,113 +29,133 @@ typedef enum {
 
 /// Events.
 typedef enum {
-  HvLogEventStart,             ///< the driver was loaded
-  HvLogEventOption,            ///< an option that differs from its default
-  HvLogEventOptionBad,         ///< an option that was refused
-  HvLogEventBackend,           ///< the backend that runs
-  HvLogEventBackendSkip,       ///< a backend that does not fit this processor
-  HvLogEventRequirement,       ///< a requirement and what was read
-  HvLogEventRequirementUnmet,  ///< a requirement that is not met
-  HvLogEventMemory,            ///< reserved memory and the status page
-  HvLogEventImage,             ///< the relocated copy of the image
-  HvLogEventNested,            ///< nested page sizes in use
-  HvLogEventSleep,             ///< a port with sleep requests exits; bit n allowed: SLP_TYP n may pass
-  HvLogEventSleepUnguarded,    ///< why no sleep request of the root is seen
-  HvLogEventTrace,             ///< where exits are traced: one ring for each processor
-  HvLogEventWait,              ///< the launch waits until a debugger sets this byte to 1
-  HvLogEventKick,              ///< how one processor makes another leave its guest
-  HvLogEventApic,              ///< the local APIC's mode and whether its page is trapped
-  HvLogEventApicLifted,        ///< every processor was started: writes to the xAPIC page exit no longer
-  HvLogEventCpuUp,             ///< a processor runs as a guest
-  HvLogEventCpuFailed,         ///< a processor could not be virtualised
-  HvLogEventCpuDown,           ///< a processor is native again
-  HvLogEventLaunchDone,        ///< all processors run as guests
-  HvLogEventLaunchFailed,      ///< the launch was undone
-  HvLogEventUnload,            ///< the driver was unloaded
-  HvLogEventBootDone,          ///< the operating system left the boot services
-  HvLogEventInit,              ///< INIT posted to a processor
-  HvLogEventSipi,              ///< SIPI posted to a processor
-  HvLogEventInitTaken,         ///< this processor took an INIT
-  HvLogEventSipiTaken,         ///< this processor took a SIPI
-  HvLogEventMsrGp,             ///< an MSR access raised #GP in the guest
-  HvLogEventNpfUnexpected,     ///< a nested page fault that nothing claims
-  HvLogEventNestedMalformed,   ///< an entry of the nested tables that the processor does not take
-  HvLogEventDecodeFailed,      ///< an instruction that could not be decoded
-  HvLogEventHostWriteDropped,  ///< a write to the hypervisor's memory was dropped
-  HvLogEventSleepRefused,      ///< a sleep request of the root was dropped
-  HvLogEventExitUnknown,       ///< an exit that no row expects
-  HvLogEventEntryFailed,       ///< the processor refused the VM entry
-  HvLogEventEntryRule,         ///< a rule of the manual that the state for a VM entry breaks
-  HvLogEventGuestState,        ///< guest state at a failure
-  HvLogEventShutdown,          ///< triple fault of the guest
-  HvLogEventHostException,     ///< an exception in the hypervisor
-  HvLogEventHostPark,          ///< this processor stops
-  HvLogEventPagePoolEmpty,     ///< no page is left for nested tables
-  HvLogEventMemoryTypes,       ///< the MTRRs changed, and the nested tables with them
-  HvLogEventLogLimit,          ///< this processor logs no more events of this kind: the guest can cause as many as it likes
-  HvLogEventMapFailed,         ///< an address could not be mapped
-  HvLogEventVmxCapability,     ///< what the rules of a VM entry depend on (HV_VMX_CHECK_ENV), in a dump: capability MSRs
-  HvLogEventVmxAllowed,        ///< the same: capability MSRs of the control words
-  HvLogEventVmxProcessor,      ///< the same: what else the processor has
-  HvLogEventSvmProcessor,      ///< what the rules of VMRUN depend on (HV_SVM_CHECK_ENV), in a dump
-  HvLogEventDump,              ///< a part of a VMCS (encoding:value) or VMCB (offset:value, 8 bytes each), in hex; what is not there is 0
-  HvLogEventDumpEnd,           ///< the end of a dump: vmcs or vmcb, how many words it has, the parts (HV_PART) that the processor was to check
-  HvLogEventCount,             ///< number of events
+  HvLogEventStart,              ///< the driver was loaded
+  HvLogEventOption,             ///< an option that differs from its default
+  HvLogEventOptionBad,          ///< an option that was refused
+  HvLogEventBackend,            ///< the backend that runs
+  HvLogEventBackendSkip,        ///< a backend that does not fit this processor
+  HvLogEventRequirement,        ///< a requirement and what was read
+  HvLogEventRequirementUnmet,   ///< a requirement that is not met
+  HvLogEventMemory,             ///< reserved memory and the status page
+  HvLogEventImage,              ///< the relocated copy of the image
+  HvLogEventTables,             ///< page tables: the hypervisor's own, the root's, and the page of ones that stands for the hypervisor's
+  HvLogEventStacks,             ///< tops of the stacks of a processor; below each is an unmapped page
+  HvLogEventNested,             ///< nested page sizes in use
+  HvLogEventSleep,              ///< a port with sleep requests exits; bit n allowed: SLP_TYP n may pass
+  HvLogEventSleepUnguarded,     ///< why no sleep request of the root is seen
+  HvLogEventTrace,              ///< where exits are traced: one ring for each processor
+  HvLogEventWait,               ///< the launch waits until a debugger sets this byte to 1
+  HvLogEventDma,                ///< whether devices are kept from the hypervisor's memory
+  HvLogEventKick,               ///< how one processor makes another leave its guest
+  HvLogEventApic,               ///< the local APIC's mode and whether its page is trapped
+  HvLogEventApicLifted,         ///< every processor was started: writes to the xAPIC page exit no longer
+  HvLogEventCpuUp,              ///< a processor runs as a guest
+  HvLogEventCpuFailed,          ///< a processor could not be virtualised
+  HvLogEventCpuDown,            ///< a processor is native again
+  HvLogEventLaunchDone,         ///< all processors run as guests
+  HvLogEventLaunchFailed,       ///< the launch was undone
+  HvLogEventUnload,             ///< the driver was unloaded
+  HvLogEventBootDone,           ///< the operating system left the boot services
+  HvLogEventInit,               ///< INIT posted to a processor
+  HvLogEventSipi,               ///< SIPI posted to a processor
+  HvLogEventInitTaken,          ///< this processor took an INIT
+  HvLogEventSipiTaken,          ///< this processor took a SIPI
+  HvLogEventMsrGp,              ///< an MSR access raised #GP in the guest
+  HvLogEventNpfUnexpected,      ///< a nested page fault that nothing claims
+  HvLogEventNestedMalformed,    ///< an entry of the nested tables that the processor does not take
+  HvLogEventDecodeFailed,       ///< an instruction that could not be decoded
+  HvLogEventHostWriteDropped,   ///< a write to the hypervisor's memory was dropped
+  HvLogEventSleepRefused,       ///< a sleep request of the root was dropped
+  HvLogEventExitUnknown,        ///< an exit that no row expects
+  HvLogEventEntryFailed,        ///< the processor refused the VM entry
+  HvLogEventEntryRule,          ///< a rule of the manual that the state for a VM entry breaks
+  HvLogEventGuestState,         ///< guest state at a failure
+  HvLogEventShutdown,           ///< triple fault of the guest
+  HvLogEventHostException,      ///< an exception in the hypervisor
+  HvLogEventHostRegisters,      ///< registers at that exception
+  HvLogEventHostRegistersHigh,  ///< registers at that exception
+  HvLogEventHostControl,        ///< control registers at that exception
+  HvLogEventHostStack,          ///< words from the stack pointer up
+  HvLogEventPreviousRun,        ///< the run before this one ended in an exception of the hypervisor: its image, up to previous-run-end
+  HvLogEventPreviousLog,        ///< one of the last lines of that run
+  HvLogEventPreviousRunEnd,     ///< the end of what that run left
+  HvLogEventHostPark,           ///< this processor stops
+  HvLogEventPagePoolEmpty,      ///< no page is left for nested tables
+  HvLogEventMemoryTypes,        ///< the MTRRs changed, and the nested tables with them
+  HvLogEventLogLimit,           ///< this processor logs no more events of this kind: the guest can cause as many as it likes
+  HvLogEventMapFailed,          ///< an address could not be mapped
+  HvLogEventVmxCapability,      ///< what the rules of a VM entry depend on (HV_VMX_CHECK_ENV), in a dump: capability MSRs
+  HvLogEventVmxAllowed,         ///< the same: capability MSRs of the control words
+  HvLogEventVmxProcessor,       ///< the same: what else the processor has
+  HvLogEventSvmProcessor,       ///< what the rules of VMRUN depend on (HV_SVM_CHECK_ENV), in a dump
+  HvLogEventDump,               ///< a part of a VMCS (encoding:value) or VMCB (offset:value, 8 bytes each), in hex; what is not there is 0
+  HvLogEventDumpEnd,            ///< the end of a dump: vmcs or vmcb, how many words it has, the parts (HV_PART) that the processor was to check
+  HvLogEventCount,              ///< number of events
 } HV_LOG_EVENT;
 
 /// X (event, level, name, format): %u is an UINT64 in decimal, %x an UINT64 in hex with 0x, %s an ASCII string.
-#define HV_LOG_EVENT_LIST(X)                                                                                                                                                      \
-  X (Start,            HvLogInfo,  "start",              "version=%s build=%s")                                                                                                   \
-  X (Option,           HvLogInfo,  "option",             "name=%s value=%s")                                                                                                      \
-  X (OptionBad,        HvLogError, "option-bad",         "text=%s reason=%s")                                                                                                     \
-  X (Backend,          HvLogInfo,  "backend",            "name=%s vendor=%s")                                                                                                     \
-  X (BackendSkip,      HvLogInfo,  "backend-skip",       "name=%s reason=%s")                                                                                                     \
-  X (Requirement,      HvLogDebug, "requirement",        "backend=%s name=%s source=%s value=%x ok=%u expected=%s")                                                               \
-  X (RequirementUnmet, HvLogError, "requirement-unmet",  "backend=%s name=%s source=%s value=%x expected=%s")                                                                     \
-  X (Memory,           HvLogInfo,  "memory",             "base=%x bytes=%x status=%x status-bytes=%x")                                                                            \
-  X (Image,            HvLogInfo,  "image",              "base=%x bytes=%x entry=%x text=%x")                                                                                     \
-  X (Nested,           HvLogInfo,  "nested",             "pages=%s page-bytes=%x mapped-4k=%u mapped-2m=%u mapped-1g=%u tables=%u")                                               \
-  X (Sleep,            HvLogInfo,  "sleep",              "port=%x allowed=%x")                                                                                                    \
-  X (SleepUnguarded,   HvLogInfo,  "sleep-unguarded",    "reason=%s")                                                                                                             \
-  X (Trace,            HvLogInfo,  "trace",              "base=%x stride=%x records=%u")                                                                                          \
-  X (Wait,             HvLogInfo,  "wait",               "gate=%x")                                                                                                               \
-  X (Kick,             HvLogInfo,  "kick",               "method=%s")                                                                                                             \
-  X (Apic,             HvLogInfo,  "apic",               "mode=%s trap=%u hint=%s")                                                                                               \
-  X (ApicLifted,       HvLogInfo,  "apic-lifted",        "")                                                                                                                      \
-  X (CpuUp,            HvLogInfo,  "cpu-up",             "index=%u apic-id=%x")                                                                                                   \
-  X (CpuFailed,        HvLogError, "cpu-failed",         "index=%u apic-id=%x reason=%s detail=%x")                                                                               \
-  X (CpuDown,          HvLogInfo,  "cpu-down",           "index=%u")                                                                                                              \
-  X (LaunchDone,       HvLogInfo,  "launch-done",        "cpus=%u virtualised=%u ticks=%u")                                                                                       \
-  X (LaunchFailed,     HvLogError, "launch-failed",      "index=%u reason=%s")                                                                                                    \
-  X (Unload,           HvLogInfo,  "unload",             "cpus=%u")                                                                                                               \
-  X (BootDone,         HvLogInfo,  "boot-done",          "")                                                                                                                      \
-  X (Init,             HvLogDebug, "init",               "target=%u")                                                                                                             \
-  X (Sipi,             HvLogDebug, "sipi",               "target=%u vector=%x")                                                                                                   \
-  X (InitTaken,        HvLogDebug, "init-taken",         "")                                                                                                                      \
-  X (SipiTaken,        HvLogDebug, "sipi-taken",         "vector=%x")                                                                                                             \
-  X (MsrGp,            HvLogDebug, "msr-gp",             "msr=%x write=%u value=%x rip=%x")                                                                                       \
-  X (NpfUnexpected,    HvLogWarn,  "npf-unexpected",     "gpa=%x error=%x rip=%x")                                                                                                \
-  X (NestedMalformed,  HvLogError, "nested-malformed",   "gpa=%x attributes=%x level=%u rip=%x")                                                                                  \
-  X (DecodeFailed,     HvLogWarn,  "decode-failed",      "rip=%x bytes=%x reason=%s")                                                                                             \
-  X (HostWriteDropped, HvLogWarn,  "host-write-dropped", "gpa=%x rip=%x")                                                                                                         \
-  X (SleepRefused,     HvLogWarn,  "sleep-refused",      "port=%x value=%x rip=%x")                                                                                               \
-  X (ExitUnknown,      HvLogError, "exit-unknown",       "code=%x info1=%x info2=%x rip=%x")                                                                                      \
-  X (EntryFailed,      HvLogError, "entry-failed",       "code=%x reason=%s")                                                                                                     \
-  X (EntryRule,        HvLogError, "entry-rule",         "rule=%s section=%s field=%s value=%x expected=%s")                                                                      \
-  X (GuestState,       HvLogError, "guest-state",        "rip=%x rsp=%x rflags=%x cr0=%x cr3=%x cr4=%x efer=%x cs=%x")                                                            \
-  X (Shutdown,         HvLogError, "shutdown",           "rip=%x")                                                                                                                \
-  X (HostException,    HvLogError, "host-exception",     "vector=%u error=%x rip=%x rsp=%x cr2=%x")                                                                               \
-  X (HostPark,         HvLogError, "host-park",          "reason=%s")                                                                                                             \
-  X (PagePoolEmpty,    HvLogError, "page-pool-empty",    "used=%u")                                                                                                               \
-  X (MemoryTypes,      HvLogInfo,  "memory-types",       "def-type=%x tables=%u")                                                                                                 \
-  X (LogLimit,         HvLogWarn,  "log-limit",          "event=%s")                                                                                                              \
-  X (MapFailed,        HvLogError, "map-failed",         "gpa=%x reason=%s")                                                                                                      \
-  X (VmxCapability,    HvLogWarn,  "vmx-capability",     "basic=%x misc=%x cr0-fixed0=%x cr0-fixed1=%x cr4-fixed0=%x cr4-fixed1=%x ept-vpid-cap=%x vm-func=%x")                   \
-  X (VmxAllowed,       HvLogWarn,  "vmx-allowed",        "pin=%x proc=%x proc2=%x proc3=%x exit=%x exit2=%x entry=%x")                                                            \
-  X (VmxProcessor,     HvLogWarn,  "vmx-processor",      "cr3-valid=%x efer-valid=%x debug-ctl-valid=%x perf-global-valid=%x address-bits=%u linear-bits=%u host-long=%u sgx=%u") \
-  X (SvmProcessor,     HvLogWarn,  "svm-processor",      "cr4-valid=%x efer-valid=%x host-cr0=%x asids=%x features=%x address-bits=%u long-mode=%u")                              \
-  X (Dump,             HvLogWarn,  "dump",               "words=%s")                                                                                                              \
-  X (DumpEnd,          HvLogWarn,  "dump-end",           "kind=%s words=%u parts=%u")
+#define HV_LOG_EVENT_LIST(X)                                                                                                                                                        \
+  X (Start,             HvLogInfo,  "start",               "version=%s build=%s")                                                                                                   \
+  X (Option,            HvLogInfo,  "option",              "name=%s value=%s")                                                                                                      \
+  X (OptionBad,         HvLogError, "option-bad",          "text=%s reason=%s")                                                                                                     \
+  X (Backend,           HvLogInfo,  "backend",             "name=%s vendor=%s")                                                                                                     \
+  X (BackendSkip,       HvLogInfo,  "backend-skip",        "name=%s reason=%s")                                                                                                     \
+  X (Requirement,       HvLogDebug, "requirement",         "backend=%s name=%s source=%s value=%x ok=%u expected=%s")                                                               \
+  X (RequirementUnmet,  HvLogError, "requirement-unmet",   "backend=%s name=%s source=%s value=%x expected=%s")                                                                     \
+  X (Memory,            HvLogInfo,  "memory",              "base=%x bytes=%x status=%x status-bytes=%x")                                                                            \
+  X (Image,             HvLogInfo,  "image",               "base=%x bytes=%x entry=%x text=%x")                                                                                     \
+  X (Tables,            HvLogDebug, "tables",              "host=%x host-levels=%u nested=%x nested-levels=%u ones=%x")                                                             \
+  X (Stacks,            HvLogDebug, "stacks",              "index=%u exits=%x faults=%x nmi=%x")                                                                                    \
+  X (Nested,            HvLogInfo,  "nested",              "pages=%s page-bytes=%x mapped-4k=%u mapped-2m=%u mapped-1g=%u tables=%u")                                               \
+  X (Sleep,             HvLogInfo,  "sleep",               "port=%x allowed=%x")                                                                                                    \
+  X (SleepUnguarded,    HvLogInfo,  "sleep-unguarded",     "reason=%s")                                                                                                             \
+  X (Trace,             HvLogInfo,  "trace",               "base=%x stride=%x records=%u")                                                                                          \
+  X (Wait,              HvLogInfo,  "wait",                "gate=%x")                                                                                                               \
+  X (Dma,               HvLogInfo,  "dma",                 "protection=%s iommu=%s reason=%s")                                                                                      \
+  X (Kick,              HvLogInfo,  "kick",                "method=%s")                                                                                                             \
+  X (Apic,              HvLogInfo,  "apic",                "mode=%s trap=%u hint=%s")                                                                                               \
+  X (ApicLifted,        HvLogInfo,  "apic-lifted",         "")                                                                                                                      \
+  X (CpuUp,             HvLogInfo,  "cpu-up",              "index=%u apic-id=%x")                                                                                                   \
+  X (CpuFailed,         HvLogError, "cpu-failed",          "index=%u apic-id=%x reason=%s detail=%x")                                                                               \
+  X (CpuDown,           HvLogInfo,  "cpu-down",            "index=%u")                                                                                                              \
+  X (LaunchDone,        HvLogInfo,  "launch-done",         "cpus=%u virtualised=%u ticks=%u")                                                                                       \
+  X (LaunchFailed,      HvLogError, "launch-failed",       "index=%u reason=%s")                                                                                                    \
+  X (Unload,            HvLogInfo,  "unload",              "cpus=%u")                                                                                                               \
+  X (BootDone,          HvLogInfo,  "boot-done",           "")                                                                                                                      \
+  X (Init,              HvLogDebug, "init",                "target=%u")                                                                                                             \
+  X (Sipi,              HvLogDebug, "sipi",                "target=%u vector=%x")                                                                                                   \
+  X (InitTaken,         HvLogDebug, "init-taken",          "")                                                                                                                      \
+  X (SipiTaken,         HvLogDebug, "sipi-taken",          "vector=%x")                                                                                                             \
+  X (MsrGp,             HvLogDebug, "msr-gp",              "msr=%x write=%u value=%x rip=%x")                                                                                       \
+  X (NpfUnexpected,     HvLogWarn,  "npf-unexpected",      "gpa=%x error=%x rip=%x")                                                                                                \
+  X (NestedMalformed,   HvLogError, "nested-malformed",    "gpa=%x attributes=%x level=%u rip=%x")                                                                                  \
+  X (DecodeFailed,      HvLogWarn,  "decode-failed",       "rip=%x bytes=%x reason=%s")                                                                                             \
+  X (HostWriteDropped,  HvLogWarn,  "host-write-dropped",  "gpa=%x rip=%x")                                                                                                         \
+  X (SleepRefused,      HvLogWarn,  "sleep-refused",       "port=%x value=%x rip=%x")                                                                                               \
+  X (ExitUnknown,       HvLogError, "exit-unknown",        "code=%x info1=%x info2=%x rip=%x")                                                                                      \
+  X (EntryFailed,       HvLogError, "entry-failed",        "code=%x reason=%s")                                                                                                     \
+  X (EntryRule,         HvLogError, "entry-rule",          "rule=%s section=%s field=%s value=%x expected=%s")                                                                      \
+  X (GuestState,        HvLogError, "guest-state",         "rip=%x rsp=%x rflags=%x cr0=%x cr3=%x cr4=%x efer=%x cs=%x")                                                            \
+  X (Shutdown,          HvLogError, "shutdown",            "rip=%x")                                                                                                                \
+  X (HostException,     HvLogError, "host-exception",      "vector=%u error=%x rip=%x rsp=%x cr2=%x")                                                                               \
+  X (HostRegisters,     HvLogError, "host-registers",      "rax=%x rbx=%x rcx=%x rdx=%x rsi=%x rdi=%x rbp=%x rflags=%x")                                                            \
+  X (HostRegistersHigh, HvLogError, "host-registers-high", "r8=%x r9=%x r10=%x r11=%x r12=%x r13=%x r14=%x r15=%x")                                                                 \
+  X (HostControl,       HvLogError, "host-control",        "cr0=%x cr2=%x cr3=%x cr4=%x")                                                                                           \
+  X (HostStack,         HvLogError, "host-stack",          "at=%x w0=%x w1=%x w2=%x w3=%x")                                                                                         \
+  X (PreviousRun,       HvLogWarn,  "previous-run",        "base=%x bytes=%x cpu=%u")                                                                                               \
+  X (PreviousLog,       HvLogWarn,  "previous-log",        "text=%s")                                                                                                               \
+  X (PreviousRunEnd,    HvLogWarn,  "previous-run-end",    "lines=%u")                                                                                                              \
+  X (HostPark,          HvLogError, "host-park",           "reason=%s")                                                                                                             \
+  X (PagePoolEmpty,     HvLogError, "page-pool-empty",     "used=%u")                                                                                                               \
+  X (MemoryTypes,       HvLogInfo,  "memory-types",        "def-type=%x tables=%u")                                                                                                 \
+  X (LogLimit,          HvLogWarn,  "log-limit",           "event=%s")                                                                                                              \
+  X (MapFailed,         HvLogError, "map-failed",          "gpa=%x reason=%s")                                                                                                      \
+  X (VmxCapability,     HvLogWarn,  "vmx-capability",      "basic=%x misc=%x cr0-fixed0=%x cr0-fixed1=%x cr4-fixed0=%x cr4-fixed1=%x ept-vpid-cap=%x vm-func=%x")                   \
+  X (VmxAllowed,        HvLogWarn,  "vmx-allowed",         "pin=%x proc=%x proc2=%x proc3=%x exit=%x exit2=%x entry=%x")                                                            \
+  X (VmxProcessor,      HvLogWarn,  "vmx-processor",       "cr3-valid=%x efer-valid=%x debug-ctl-valid=%x perf-global-valid=%x address-bits=%u linear-bits=%u host-long=%u sgx=%u") \
+  X (SvmProcessor,      HvLogWarn,  "svm-processor",       "cr4-valid=%x efer-valid=%x host-cr0=%x asids=%x features=%x address-bits=%u long-mode=%u")                              \
+  X (Dump,              HvLogWarn,  "dump",                "words=%s")                                                                                                              \
+  X (DumpEnd,           HvLogWarn,  "dump-end",            "kind=%s words=%u parts=%u")
 
 /// X (event, name): events that go to the ring only, never to a slow device.
 #define HV_LOG_RING_ONLY_LIST(X) \

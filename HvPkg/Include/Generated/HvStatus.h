@@ -29,7 +29,8 @@ typedef struct {
   UINT32  Virtualised;        ///< 0x028 processors that run as guests
   UINT32  NestedPageSizes;    ///< 0x02C HV_STATUS_NESTED_* in use
   UINT64  BootDone;           ///< 0x030 1 after ExitBootServices
-  UINT8   Reserved038[0x48];
+  UINT32  Dma;                ///< 0x038 HV_STATUS_DMA_*: whether devices reach the hypervisor's memory
+  UINT8   Reserved03C[0x44];
 } HV_STATUS_HEADER;
 #pragma pack ()
 
@@ -43,6 +44,7 @@ STATIC_ASSERT (OFFSET_OF (HV_STATUS_HEADER, NestedBytes) == 0x20, "HV_STATUS_HEA
 STATIC_ASSERT (OFFSET_OF (HV_STATUS_HEADER, Virtualised) == 0x28, "HV_STATUS_HEADER.Virtualised");
 STATIC_ASSERT (OFFSET_OF (HV_STATUS_HEADER, NestedPageSizes) == 0x2C, "HV_STATUS_HEADER.NestedPageSizes");
 STATIC_ASSERT (OFFSET_OF (HV_STATUS_HEADER, BootDone) == 0x30, "HV_STATUS_HEADER.BootDone");
+STATIC_ASSERT (OFFSET_OF (HV_STATUS_HEADER, Dma) == 0x38, "HV_STATUS_HEADER.Dma");
 STATIC_ASSERT (sizeof (HV_STATUS_HEADER) == 0x80, "HV_STATUS_HEADER");
 
 #define HV_STATUS_SIGNATURE  0x7375746174537648ULL  ///< "HvStatus"
@@ -51,6 +53,13 @@ STATIC_ASSERT (sizeof (HV_STATUS_HEADER) == 0x80, "HV_STATUS_HEADER");
 // Status pages (HvPkg)
 //
 #define HV_STATUS_VERSION  0x00000001  ///< version of the layout
+
+//
+// Protection of the hypervisor's memory against DMA (HvPkg)
+//
+#define HV_STATUS_DMA_NO_IOMMU  0x00000000  ///< off: the firmware describes no IOMMU
+#define HV_STATUS_DMA_OS        0x00000001  ///< off: the IOMMU is left to the operating system
+#define HV_STATUS_DMA_ON        0x00000002  ///< on: the IOMMU keeps devices from it
 
 //
 // Nested page sizes (HvPkg)

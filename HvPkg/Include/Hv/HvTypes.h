@@ -15,6 +15,7 @@
 #include <Generated/HvStatus.h>
 #include <Library/HvApicLib.h>
 #include <Library/HvDecodeLib.h>
+#include <Library/HvCrashLib.h>
 #include <Library/HvMailboxLib.h>
 #include <Library/HvMemoryTypeLib.h>
 #include <Library/HvPagingLib.h>
@@ -253,6 +254,7 @@ struct _HV_CPU {
   HV_APIC_ID         Apic;           ///< id; LDR and DFR: this processor, as its guest writes them
   BOOLEAN            X2Apic;         ///< this processor
   BOOLEAN            Bsp;
+  BOOLEAN            Crashing;       ///< this processor: an exception of the host is being reported
   BOOLEAN            SpoilRootMode;  ///< test option fail_at: CpuOn has to fail
   UINT8              Entered;        ///< HV_ENTERED_*; what is known of the state for the next entry
   volatile UINT32    State;          ///< HV_MP_STATE: this processor
@@ -297,6 +299,7 @@ typedef struct {
 } HV_RANGE;
 
 #define HV_RAM_RANGES_MAX  128
+#define HV_IOMMUS_MAX      16
 
 ///
 /// CPUID bits that the root must not see because a control of the backend is missing.
@@ -356,6 +359,11 @@ struct _HV_HOST {
   UINT32                  Corrupt;         ///< test option corrupt: HV_OPTION_CORRUPT_*
   UINT32                  CorruptCpu;      ///< test option corrupt_cpu
   BOOLEAN                 EntryCheck;      ///< test option entry_check
+  BOOLEAN                 Inject;          ///< test option inject
+  BOOLEAN                 ResetOnCrash;    ///< option on_crash
+  UINT32                  IommuCount;      ///< units that keep devices from the block
+  HV_RANGE                Iommu[HV_IOMMUS_MAX]; ///< their registers, which the root does not see either
+  HV_CRASH_RECORD         *Crash;          ///< written by the processor that crashes first
   UINT32                  HiddenCount;
   HV_CPUID_HIDDEN         Hidden[HV_CPUID_HIDDEN_MAX];
   HV_CPUID_ROW            CpuidRow[HV_CPUID_ROWS_MAX];        ///< by leaf; behind the last, HV_CPUID_NO_LEAF

@@ -308,6 +308,20 @@ HvHostPark (
   );
 
 /**
+  Logs a crash: the exception, registers, stack.
+
+  @param[in] CpuIndex  The processor that logs.
+  @param[in] Record    The record.
+
+  @par Context: Any
+**/
+VOID
+HvHostLogCrash (
+  IN UINT32                 CpuIndex,
+  IN CONST HV_CRASH_RECORD  *Record
+  );
+
+/**
   Shuts the processor down as a triple fault does, which makes the platform reset. Does not return.
 
   @par Context: Host

@@ -668,4 +668,22 @@ HvCoreIsWhole (
   IN CONST HV_INSN  *Insn
   );
 
+/**
+  Raises an exception in the host, if the test option inject allows it.
+
+  @param[in] Host    The host.
+  @param[in] Vector  The exception.
+
+  @retval HV_HC_UNKNOWN       The option is off.
+  @retval HV_HC_BAD_ARGUMENT  It cannot raise this one.
+  @retval HV_HC_OK            It was raised, and somebody came back from it.
+
+  @par Context: Host
+**/
+UINT64
+HvCoreInject (
+  IN CONST HV_HOST  *Host,
+  IN UINT64         Vector
+  );
+
 #endif // HV_CORE_INTERNAL_H_

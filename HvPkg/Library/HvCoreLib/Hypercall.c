@@ -101,6 +101,9 @@ HvOnHypercall (
       HV_LOG (Cpu->Index, CpuDown, Cpu->Index);
       Host->Ops->Leave (Vcpu);
       break;
+    case HV_HC_CRASH:
+      Vcpu->Regs.Rax = HvCoreInject (Host, Vcpu->Regs.Rbx);
+      break;
     default:
       Vcpu->Regs.Rax = HV_HC_UNKNOWN;
   }

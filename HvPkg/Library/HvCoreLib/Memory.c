@@ -15,6 +15,14 @@ HvCoreIsHostMemory (
   IN UINT64         Address
   )
 {
+  UINT32  Index;
+
+  for (Index = 0; Index < Host->IommuCount; Index++) {
+    if ((Address >= Host->Iommu[Index].Base) && (Address < Host->Iommu[Index].End)) {
+      return TRUE;
+    }
+  }
+
   return (BOOLEAN)(Address - Host->Base < Host->Bytes);
 }
 

@@ -113,6 +113,5 @@ HvHostException (
     }
   }
 
-  HV_LOG (Cpu->Index, HostException, Frame->Vector, Frame->ErrorCode, Frame->Rip, Frame->Rsp, AsmReadCr2 ());
-  HvHostPark (Cpu, "exception");
+  HvHostCrash (Cpu, Frame);
 }

@@ -134,6 +134,36 @@ HvHostXsetbvRaw (
   );
 
 /**
+  Reads a word that may not be mapped.
+
+  @param[in]  Address  Where.
+  @param[out] Value    The word; not touched on an exception.
+
+  @return  1, or 0 if the processor raised an exception.
+
+  @par Context: Host
+**/
+UINT32
+HvHostPeekRaw (
+  IN  UINT64  Address,
+  OUT UINT64  *Value
+  );
+
+/**
+  Reports an exception of host life, in the crash record and the log, and stops. Does not return.
+
+  @param[in] Cpu    This processor.
+  @param[in] Frame  What the stub pushed.
+
+  @par Context: Host
+**/
+VOID
+HvHostCrash (
+  IN OUT HV_CPU                    *Cpu,
+  IN     CONST HV_EXCEPTION_FRAME  *Frame
+  );
+
+/**
   Takes an exception of host life: INIT redirected to #SX is posted, a single step of the guest is passed by, an
   instruction with a fixup goes on there, any other stops this processor.
 

@@ -4,7 +4,7 @@
     hvcheck: init version=1 kernel=6.1.0-56-cloud-amd64 online=4
     hvcheck: cpu when=start id=0 apic=0 signature=HvPkgHvPkgHv interface=1 features=0x0 backend=svm index=0 svm=0 vmx=0
     hvcheck: status version=1 vendor=svm cpus=4 kinds=29 virtualised=4 reserved=8388608 nested=65536 page_sizes=2m \
-        boot_done=1
+        dma=0 boot_done=1
     hvcheck: exits when=end cpu=0 cpuid=120 rdmsr=3 total=123
     hvcheck: script-begin
     hvcheck| what the script writes
@@ -23,10 +23,16 @@ from dataclasses import dataclass, field
 
 from hvtools.boot.hvlog import fields_of
 from hvtools.generated.cpuid import SIGNATURE
+from hvtools.generated.status import CONSTANTS
 
 _LINE = re.compile(r"^hvcheck: ([a-z-]+)((?: \S+)*)\s*$")
 _KERNEL = re.compile(r"^(?=hvcheck: init )", re.MULTILINE)
 _SCRIPT_LINE = re.compile(r"^hvcheck\| ?(.*)$")
+_DMA = {
+    CONSTANTS["HV_STATUS_DMA_NO_IOMMU"]: "off: no IOMMU",
+    CONSTANTS["HV_STATUS_DMA_OS"]: "off: the IOMMU is left to the operating system",
+    CONSTANTS["HV_STATUS_DMA_ON"]: "on",
+}
 _LATEST_FIRST = ("end", "start", "init", "shell", "boot")
 
 
@@ -57,6 +63,7 @@ class Status:
     reserved_bytes: int
     nested_bytes: int
     page_sizes: tuple[str, ...]
+    dma: str
     boot_done: bool
 
 
@@ -158,6 +165,7 @@ def _take(report: CheckReport, kind: str, fields: dict[str, str]) -> None:
             reserved_bytes=int(fields["reserved"]),
             nested_bytes=int(fields["nested"]),
             page_sizes=() if sizes == "none" else tuple(sizes.split(",")),
+            dma=_DMA[int(fields["dma"])],
             boot_done=fields["boot_done"] != "0",
         )
     elif kind == "no-status":

@@ -105,6 +105,7 @@ def summary(result: BootResult) -> Table:
             table.add_row("nested pages", ", ".join(_SIZES.get(size, size) for size in status.page_sizes) or "none")
             nested = human_size(status.nested_bytes)
             table.add_row("reserved", f"{human_size(status.reserved_bytes)}, of it {nested} in nested tables")
+            table.add_row("DMA protection", status.dma)
     if result.application is None:
         root = "not reached"
         if checks.kernel is not None and result.root_seconds is not None:

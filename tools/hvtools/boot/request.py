@@ -41,6 +41,7 @@ class BootRequest:
         added: files for /add, by the path below it.
         cpu_model: processor in the platform's words.
         accelerator: accelerator in the platform's words.
+        devices: further devices in the emulator's words.
         settings: options of the hypervisor.
         timeout: seconds for everything, None for the default.
         target: which build of HvDxe.
@@ -63,6 +64,7 @@ class BootRequest:
     added: Mapping[PurePosixPath, Path] = field(default_factory=dict)
     cpu_model: str | None = None
     accelerator: str | None = None
+    devices: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
     target: str = "DEBUG"
@@ -98,6 +100,8 @@ class BootRequest:
             raise UsageError(str(error)) from None
         if platform.box is not None:
             self._check_box(platform.box)
+        if self.devices and "devices" not in platform.capabilities:
+            raise UsageError(f"{platform.name} takes no further devices")
         if self.cpus > 1 and "smp" not in platform.capabilities:
             raise UsageError(f"{platform.name} has one processor only")
         for what, path in (

@@ -175,6 +175,7 @@ class BootResult:
             "exits_boot": None if boot_exits is None else _counted(boot_exits),
             "nested_page_sizes": list(status.page_sizes) if status else None,
             "reserved_bytes": status.reserved_bytes if status else None,
+            "dma_protection": status.dma if status else None,
             "nested_bytes": status.nested_bytes if status else None,
             "script": {"exit": checks.script_exit, "output": checks.script_output} if scripted else None,
             "run": None

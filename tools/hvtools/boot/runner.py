@@ -195,6 +195,7 @@ def booting(
                 accelerator=request.accelerator,
                 usb=request.disk is not None,
                 installed=request.installed,
+                devices=request.devices,
                 restart=restart,
                 hold=hold,
                 firmware=firmware,

@@ -82,6 +82,10 @@ class HypervisorLog:
             self._vendor = str(values["name"])
         elif event.event == "image":
             self._image, self._symbols = values, None
+        elif event.event == "previous-run":
+            self._image, self._symbols = values, None
+        elif event.event == "previous-run-end":
+            self._image, self._symbols = None, None
         elif event.event == "entry-rule":
             if event.cpu in self._findings or len(self._findings) < CPUS_MAX:
                 found = self._findings.setdefault(event.cpu, [])
@@ -225,6 +229,12 @@ def _cpu_failed(log: HypervisorLog, values: Values) -> str:
     return f"processor {number} (APIC id {apic:#x}) could not be virtualised: {values['reason']}, {said}"
 
 
+def _host_stack(log: HypervisorLog, values: Values) -> str:
+    words_there = [int(values[f"w{number}"]) for number in range(4)]
+    places = [f"{word:#x} {place}" for word in words_there if (place := log.place(word))]
+    return f"stack at {int(values['at']):#x}: {', '.join(places) or 'no code'}"
+
+
 def _msr(log: HypervisorLog, values: Values) -> str:
     number = int(values["msr"])
     name = msr.MSRS.get(number)
@@ -269,6 +279,10 @@ EXPLAINED: dict[str, Callable[[HypervisorLog, Values], str]] = {
     ),
     "shutdown": lambda log, v: f"triple fault of the root {_rip(log, v)}: the platform resets, as without a hypervisor",
     "host-exception": _host_exception,
+    "host-stack": _host_stack,
+    "previous-run": lambda log, v: (
+        f"the run before this one ended in an exception of the hypervisor on cpu{v['cpu']}, whose record follows"
+    ),
     "host-park": lambda log, v: f"this processor stopped: {v['reason']}",
     "page-pool-empty": lambda log, v: f"no page is left for nested tables ({v['used']} used)",
     "map-failed": lambda log, v: f"guest-physical {int(v['gpa']):#x} could not be mapped: {v['reason']}",

@@ -9,6 +9,7 @@ CALLS: dict[str, int] = {
     "leave": 0x48760002,
     "version": 0x48760003,
     "firmware-done": 0x48760004,
+    "crash": 0x48760005,
 }
 """RAX of each call, by name."""
 

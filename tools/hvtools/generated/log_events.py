@@ -101,6 +101,27 @@ EVENTS: dict[str, Event] = {
         ),
         "the relocated copy of the image",
     ),
+    "tables": Event(
+        "debug",
+        (
+            ("host", "x"),
+            ("host-levels", "u"),
+            ("nested", "x"),
+            ("nested-levels", "u"),
+            ("ones", "x"),
+        ),
+        "page tables: the hypervisor's own, the root's, and the page of ones that stands for the hypervisor's",
+    ),
+    "stacks": Event(
+        "debug",
+        (
+            ("index", "u"),
+            ("exits", "x"),
+            ("faults", "x"),
+            ("nmi", "x"),
+        ),
+        "tops of the stacks of a processor; below each is an unmapped page",
+    ),
     "nested": Event(
         "info",
         (
@@ -143,6 +164,15 @@ EVENTS: dict[str, Event] = {
             ("gate", "x"),
         ),
         "the launch waits until a debugger sets this byte to 1",
+    ),
+    "dma": Event(
+        "info",
+        (
+            ("protection", "s"),
+            ("iommu", "s"),
+            ("reason", "s"),
+        ),
+        "whether devices are kept from the hypervisor's memory",
     ),
     "kick": Event(
         "info",
@@ -361,6 +391,78 @@ EVENTS: dict[str, Event] = {
             ("cr2", "x"),
         ),
         "an exception in the hypervisor",
+    ),
+    "host-registers": Event(
+        "error",
+        (
+            ("rax", "x"),
+            ("rbx", "x"),
+            ("rcx", "x"),
+            ("rdx", "x"),
+            ("rsi", "x"),
+            ("rdi", "x"),
+            ("rbp", "x"),
+            ("rflags", "x"),
+        ),
+        "registers at that exception",
+    ),
+    "host-registers-high": Event(
+        "error",
+        (
+            ("r8", "x"),
+            ("r9", "x"),
+            ("r10", "x"),
+            ("r11", "x"),
+            ("r12", "x"),
+            ("r13", "x"),
+            ("r14", "x"),
+            ("r15", "x"),
+        ),
+        "registers at that exception",
+    ),
+    "host-control": Event(
+        "error",
+        (
+            ("cr0", "x"),
+            ("cr2", "x"),
+            ("cr3", "x"),
+            ("cr4", "x"),
+        ),
+        "control registers at that exception",
+    ),
+    "host-stack": Event(
+        "error",
+        (
+            ("at", "x"),
+            ("w0", "x"),
+            ("w1", "x"),
+            ("w2", "x"),
+            ("w3", "x"),
+        ),
+        "words from the stack pointer up",
+    ),
+    "previous-run": Event(
+        "warn",
+        (
+            ("base", "x"),
+            ("bytes", "x"),
+            ("cpu", "u"),
+        ),
+        "the run before this one ended in an exception of the hypervisor: its image, up to previous-run-end",
+    ),
+    "previous-log": Event(
+        "warn",
+        (
+            ("text", "s"),
+        ),
+        "one of the last lines of that run",
+    ),
+    "previous-run-end": Event(
+        "warn",
+        (
+            ("lines", "u"),
+        ),
+        "the end of what that run left",
     ),
     "host-park": Event(
         "error",

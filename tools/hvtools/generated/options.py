@@ -240,5 +240,47 @@ OPTIONS: dict[str, Option] = {
         debug_only=True,
         text="what the launch waits for; a debugger sets the byte that the log event wait names to 1",
     ),
+    "on_crash": Option(
+        kind="choice",
+        choices=(
+            "park",
+            "reset",
+        ),
+        minimum=0,
+        maximum=1,
+        none=False,
+        default="park",
+        shown="park|reset",
+        debug_only=False,
+        text="after an exception of the hypervisor: its processor stops, or the machine resets",
+    ),
+    "inject": Option(
+        kind="choice",
+        choices=(
+            "off",
+            "on",
+        ),
+        minimum=0,
+        maximum=1,
+        none=False,
+        default="off",
+        shown="off|on",
+        debug_only=True,
+        text="whether the hypercall crash raises exceptions in the host",
+    ),
+    "dma": Option(
+        kind="choice",
+        choices=(
+            "auto",
+            "off",
+        ),
+        minimum=0,
+        maximum=1,
+        none=False,
+        default="auto",
+        shown="auto|off",
+        debug_only=False,
+        text="keep devices from the hypervisor's memory by an IOMMU, which the root does not see then",
+    ),
 }
 """Options by name."""

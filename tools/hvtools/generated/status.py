@@ -18,6 +18,7 @@ LAYOUT: dict[str, tuple[tuple[str, int, str, int], ...]] = {
         ("Virtualised", 0x28, "I", 1),
         ("NestedPageSizes", 0x2C, "I", 1),
         ("BootDone", 0x30, "Q", 1),
+        ("Dma", 0x38, "I", 1),
     ),
 }
 """Scalars of each structure: (path, offset in bytes, code of the struct module, count)."""
@@ -29,6 +30,9 @@ SIZES: dict[str, int] = {
 
 CONSTANTS: dict[str, int] = {
     "HV_STATUS_VERSION": 0x1,
+    "HV_STATUS_DMA_NO_IOMMU": 0x0,
+    "HV_STATUS_DMA_OS": 0x1,
+    "HV_STATUS_DMA_ON": 0x2,
     "HV_STATUS_NESTED_4K": 0x1,
     "HV_STATUS_NESTED_2M": 0x2,
     "HV_STATUS_NESTED_1G": 0x4,

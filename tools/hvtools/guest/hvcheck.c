@@ -188,9 +188,9 @@ static void print_status(const uint8_t *copy)
 		strcpy(sizes, "none,");
 	sizes[strlen(sizes) - 1] = 0;
 	say("hvcheck: status version=%u vendor=%s cpus=%u kinds=%u virtualised=%u reserved=%llu nested=%llu "
-	    "page_sizes=%s boot_done=%llu",
+	    "page_sizes=%s dma=%u boot_done=%llu",
 	    status->Version, VENDOR(status->Vendor), status->CpuCount, status->KindCount, status->Virtualised,
-	    (unsigned long long)status->ReservedBytes, (unsigned long long)status->NestedBytes, sizes,
+	    (unsigned long long)status->ReservedBytes, (unsigned long long)status->NestedBytes, sizes, status->Dma,
 	    (unsigned long long)status->BootDone);
 }
 

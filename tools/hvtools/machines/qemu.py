@@ -100,6 +100,9 @@ def hardware_arguments(spec: MachineSpec, firmware: Firmware) -> list[str]:
     arguments += ["-m", f"{spec.memory_mib}M"]
     at_reset, at_end = "reset" if spec.restart else "shutdown", "pause" if spec.hold else "poweroff"
     arguments += ["-action", f"reboot={at_reset},shutdown={at_end}"]
+    # An IOMMU has to come before the devices that are behind it.
+    for device in spec.devices:
+        arguments += ["-device", device]
     flash = {"if": "pflash", "format": "raw"}
     if spec.firmware is None:
         arguments += ["-drive", _option(**flash, unit=0, readonly="on", file=firmware.code)]

@@ -31,6 +31,7 @@ class MachineSpec:
         accelerator: how the platform executes code, in its own words, None for the platform's default.
         usb: the disk is a USB stick, where the platform can.
         installed: image of a further disk, which comes after the first in the boot order; never modified.
+        devices: further devices in the emulator's words.
         hold: when the guest powers off, the machine stands still with its memory until it is switched off.
         restart: a guest's reset restarts the machine; otherwise it ends it.
         firmware: a whole flash image, never modified; None for the platform's own firmware.
@@ -44,6 +45,7 @@ class MachineSpec:
     accelerator: str | None = None
     usb: bool = False
     installed: Path | None = None
+    devices: tuple[str, ...] = ()
     restart: bool = False
     hold: bool = False
     firmware: Path | None = None

@@ -59,6 +59,7 @@ _OPTIONS_TEXT = "\n".join(
 @click.option("--add", "added", multiple=True, metavar="F[:DEST]", help="File for /add, on the ESP and in Linux.")
 @click.option("--cpu", "cpu_model", metavar="SPEC", help="The emulator's processor model and flags.")
 @click.option("--accel", "accelerator", metavar="SPEC", help="The emulator's accelerator, e.g. tcg,thread=multi.")
+@click.option("--device", "devices", multiple=True, metavar="SPEC", help="A further device, e.g. edu or intel-iommu.")
 @click.option(
     "--set",
     "settings",
@@ -97,6 +98,7 @@ def command(
     added: tuple[str, ...],
     cpu_model: str | None,
     accelerator: str | None,
+    devices: tuple[str, ...],
     settings: tuple[str, ...],
     target: str,
     exact: bool,
@@ -130,6 +132,7 @@ def command(
         added=parse_added(added),
         cpu_model=cpu_model,
         accelerator=accelerator,
+        devices=devices,
         settings=parse_settings(settings),
         timeout=timeout,
         target=target,

@@ -150,6 +150,15 @@ FaultXsetbv:
     mov     eax, 1
     ret
 
+; UINT32 HvHostPeekRaw (UINT64 Address, UINT64 *Value)
+global ASM_PFX(HvHostPeekRaw)
+ASM_PFX(HvHostPeekRaw):
+FaultPeek:
+    mov     rax, [rdi]
+    mov     [rsi], rax
+    mov     eax, 1
+    ret
+
 Faulted:
     xor     eax, eax
     ret
@@ -169,6 +178,7 @@ ASM_PFX(HvHostFixups):
     dq      FaultRdmsr, Faulted
     dq      FaultWrmsr, Faulted
     dq      FaultXsetbv, Faulted
+    dq      FaultPeek, Faulted
     dq      0, 0
 
 global ASM_PFX(HvHostVectors)
