@@ -48,7 +48,7 @@ def test_the_page_has_every_exit_of_both_processors() -> None:
     [
         ("proofs.toml", "[kinds.cpuid]", "[kinds.cpuld]", "no proof for the exit kind 'cpuid'"),
         ("proofs.toml", "[kinds.unknown]", "[kinds.unknown2]", "no proof for the exit kind 'unknown'"),
-        ("exits.toml", 'name = "smi"', 'name = "smi2"', "no proof for the exit kind 'smi2'"),
+        ("exits.toml", 'name = "pause"', 'name = "pause2"', "no proof for the exit kind 'pause2'"),
         ("proofs.toml", 'names = ["EFER"]', 'names = ["EFER2"]', "'EFER2' names no intercepted MSR"),
         ("proofs.toml", '"VM_CR", ', "", "no proof for the intercepted MSR VM_CR"),
         ("msr.toml", 'text = "performance counters on"', 'text = "on", root = "deny"', "MSR PERF_GLOBAL_CTRL"),

@@ -115,7 +115,7 @@
 #define HV_SVM_EXIT_EXCEPTION_31         0x000000000000005FULL  ///< of the exceptions only #DB is intercepted
 #define HV_SVM_EXIT_INTR                 0x0000000000000060ULL  ///< physical interrupts go to the root
 #define HV_SVM_EXIT_NMI                  0x0000000000000061ULL  ///< HvExitNmi
-#define HV_SVM_EXIT_SMI                  0x0000000000000062ULL  ///< SMIs go to the firmware's handler
+#define HV_SVM_EXIT_SMI                  0x0000000000000062ULL  ///< HvExitSmi
 #define HV_SVM_EXIT_INIT                 0x0000000000000063ULL  ///< HvExitInit
 #define HV_SVM_EXIT_VINTR                0x0000000000000064ULL  ///< no virtual interrupts are posted to the root
 #define HV_SVM_EXIT_CR0_SEL_WRITE        0x0000000000000065ULL  ///< CR writes are not intercepted
@@ -207,6 +207,7 @@
 #define HV_SVM_EXIT_LIST(X)                                                                  \
   X (HV_SVM_EXIT_EXCEPTION_DB, HvExitDb,              HvExitDb,              "EXCEPTION_DB") \
   X (HV_SVM_EXIT_NMI,          HvExitNmi,             HvExitNmi,             "NMI")          \
+  X (HV_SVM_EXIT_SMI,          HvExitSmi,             HvExitSmi,             "SMI")          \
   X (HV_SVM_EXIT_INIT,         HvExitInit,            HvExitInit,            "INIT")         \
   X (HV_SVM_EXIT_CPUID,        HvExitCpuid,           HvExitCpuid,           "CPUID")        \
   X (HV_SVM_EXIT_IRET,         HvExitIret,            HvExitIret,            "IRET")         \
@@ -323,7 +324,6 @@
   X (HV_SVM_EXIT_EXCEPTION_30,        "EXCEPTION_30",        "of the exceptions only #DB is intercepted")                                      \
   X (HV_SVM_EXIT_EXCEPTION_31,        "EXCEPTION_31",        "of the exceptions only #DB is intercepted")                                      \
   X (HV_SVM_EXIT_INTR,                "INTR",                "physical interrupts go to the root")                                             \
-  X (HV_SVM_EXIT_SMI,                 "SMI",                 "SMIs go to the firmware's handler")                                              \
   X (HV_SVM_EXIT_VINTR,               "VINTR",               "no virtual interrupts are posted to the root")                                   \
   X (HV_SVM_EXIT_CR0_SEL_WRITE,       "CR0_SEL_WRITE",       "CR writes are not intercepted")                                                  \
   X (HV_SVM_EXIT_IDTR_READ,           "IDTR_READ",           "descriptor table instructions are not intercepted")                              \

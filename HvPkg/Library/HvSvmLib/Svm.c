@@ -285,6 +285,31 @@ SvmStateSet (
   }
 }
 
+///
+/// A processor leaves the guest for system management mode and comes back by itself (APM2 15.13.3). QEMU's emulation runs
+/// the SMI handler under the guest's intercepts and nested tables. There the host has to take the SMI.
+///
+STATIC
+BOOLEAN
+IsQemuEmulation (
+  VOID
+  )
+{
+  UINT32  Ebx;
+  UINT32  Ecx;
+  UINT32  Edx;
+
+  AsmCpuid (HV_CPUID_1, NULL, NULL, &Ecx, NULL);
+  if ((Ecx & HV_CPUID_1_ECX_HYPERVISOR) == 0) {
+    return FALSE;
+  }
+
+  AsmCpuid (HV_CPUID_40000000, NULL, &Ebx, &Ecx, &Edx);
+  return (BOOLEAN)((Ebx == SIGNATURE_32 ('T', 'C', 'G', 'T')) &&
+                   (Ecx == SIGNATURE_32 ('C', 'G', 'T', 'C')) &&
+                   (Edx == SIGNATURE_32 ('G', 'T', 'C', 'G')));
+}
+
 STATIC
 VOID
 SvmVcpuInit (
@@ -302,7 +327,7 @@ SvmVcpuInit (
   Control = &Vmcb (Vcpu)->Control;
   // INVD would lose what the host has in its caches. The SVM instructions do not exist for the root: they raise #UD
   // by themselves only while EFER.SVME is 0.
-  Control->Intercept3    = HV_SVM_ROOT_INTERCEPT3;
+  Control->Intercept3    = HV_SVM_ROOT_INTERCEPT3 | (IsQemuEmulation () ? HV_SVM_INTERCEPT3_SMI : 0);
   Control->Intercept4    = HV_SVM_ROOT_INTERCEPT4;
   Control->Intercept5    = HV_SVM_ROOT_INTERCEPT5;
   Control->MsrpmBase     = (UINTN)Vcpu->Vm->Shared + EFI_PAGES_TO_SIZE (SVM_PAGE_MSRPM);

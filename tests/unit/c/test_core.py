@@ -50,12 +50,20 @@ def test_every_kind_has_a_handler_and_is_counted(core: Core) -> None:
 
 
 def test_unexpected_kinds_are_logged_and_refused(core: Core) -> None:
-    for kind in ("None", "Hlt", "Pause", "DrAccess", "Exception", "Smi", "Unknown"):
+    for kind in ("None", "Hlt", "Pause", "DrAccess", "Exception", "Unknown"):
         core.reset()
         assert core.run(core.exit(kind, Code=0x77, Info1=1, Info2=2)) == core.lib.HvFakeDone
         assert exception(core) == (GP, 0)
         assert [name for name, _ in core.log()] == ["ExitUnknown", "GuestState"]
         assert core.log()[0][1] == [0x77, 1, 2, 0]
+
+
+def test_an_smi_is_taken_by_the_host_and_the_guest_goes_on(core: Core) -> None:
+    fake = core.reset()
+    assert core.run(core.exit("Smi")) == core.lib.HvFakeDone
+    assert fake.Fake[0].Signals == 1
+    assert exception(core) is None
+    assert core.log() == []
 
 
 def test_a_refused_entry_parks_and_a_triple_fault_shuts_down(core: Core) -> None:

@@ -185,6 +185,7 @@ EXITS: dict[int, str] = {
 KINDS: dict[int, str] = {
     0x41: "HvExitDb",
     0x61: "HvExitNmi",
+    0x62: "HvExitSmi",
     0x63: "HvExitInit",
     0x72: "HvExitCpuid",
     0x74: "HvExitIret",
