@@ -29,6 +29,7 @@ class OvmfBuilder(HvBuilder):
         """Sets what the command line did not."""
         self.env.SetValue("PRODUCT_NAME", "HvOvmf", "The name of the platform")
         self.env.SetValue("ACTIVE_PLATFORM", "ovmf/HvOvmf.dsc", "OVMF and HvDxe")
+        self.env.SetValue("BLD_*_TPM2_ENABLE", "TRUE", "It measures what it starts, where there is a TPM")
         return super().SetPlatformEnv()
 
     def FlashRomImage(self) -> int:

@@ -5,14 +5,21 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hvtools import build, flash, linux, toolchain
+from hvtools.boot.checks import parse_kernels
+from hvtools.boot.hvlog import parse_log
+from hvtools.boot.request import BootRequest
+from hvtools.boot.runner import booting
 from hvtools.boot.startup import KERNEL_COMMAND
+from hvtools.boot.strategy import State
 from hvtools.flash import Chip
+from hvtools.generated.options import GUID, VARIABLE
 from hvtools.guest.build import self_check
 from hvtools.images import disk
 from hvtools.images.initramfs import build_initramfs
@@ -57,6 +64,41 @@ def test_a_bad_option_is_reported_and_ignored(boot: Boot, tmp_path: Path) -> Non
     assert [line.fields["name"] for line in result.log if line.event == "option"] == ["log"]
 
 
+EFIVARFS = f"""
+set -e
+insmod /add/efivarfs.ko
+mount -t efivarfs none /sys/firmware/efi/efivars
+name=/sys/firmware/efi/efivars/{VARIABLE}-{GUID}
+[ ! -e $name ] || exit 0
+printf '\\007\\0\\0\\0nested_page=2m log=loud' > $name
+reboot -f
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.needs("variables")
+def test_options_that_linux_sets_count_from_the_next_start(
+    platform: str, script: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In one machine: Linux writes the variable and restarts. What is wrong in it is said and has no effect."""
+    kernel = linux.kernel()
+    module = kernel.path.parents[1] / "lib" / "modules" / kernel.version / "kernel/fs/efivarfs/efivarfs.ko"
+    request = BootRequest(
+        platform=platform, script=script(EFIVARFS), added={PurePosixPath("efivarfs.ko"): module}, timeout=300
+    )
+    with booting(request, tmp_path / "logs", restart=True) as strategy:
+        strategy.transition(State.ROOT)
+        strategy.expect([re.compile(r"hvcheck: script-end exit=0")])
+        strategy.expect([re.compile(r"hvcheck: done")])
+        reports = parse_kernels(strategy.machine.console.text())
+        log = parse_log(strategy.machine.hypervisor_log())
+    sizes = [report.status.page_sizes for report in reports if report.status is not None]
+    assert len(sizes) == 2
+    assert "1g" in sizes[0] and "1g" not in sizes[1] and "2m" in sizes[1]
+    events = [(line.event, line.fields.get("name")) for line in log if line.event in ("start", "option", "option-bad")]
+    assert events == [("start", None), ("start", None), ("option", "nested_page"), ("option-bad", "log")]
+
+
 @pytest.mark.slow
 def test_without_svm_the_reason_is_named(boot: Boot) -> None:
     """A firmware that cannot virtualise says why, and Linux starts without it."""
@@ -70,14 +112,16 @@ def test_without_svm_the_reason_is_named(boot: Boot) -> None:
 def boot_disk(folder: Path, hypervisor: bool, kernel: bool) -> Path:
     """A disk whose boot program starts the kernel and initial RAM disk of an ordinary boot."""
     built = build.ensure_built("DEBUG").folder
-    files: dict[PurePosixPath, Path | bytes] = {disk.START: built / "HvStart.efi"}
-    if hypervisor:
-        files[disk.DRIVER] = built / "HvDxe.efi"
+    initrd = folder / "initrd.img"
     if kernel:
-        initrd = folder / "initrd.img"
         build_initramfs(initrd, self_check(), linux.busybox(), None, {}, None)
-        command = rf"\EFI\HvPkg\vmlinuz.efi initrd=\EFI\HvPkg\initrd.img {' '.join(KERNEL_COMMAND)}"
-        files |= {disk.KERNEL: linux.kernel().path, disk.INITRD: initrd, disk.COMMAND: command.encode()}
+    files = disk.starter(
+        built / "HvStart.efi",
+        built / "HvDxe.efi" if hypervisor else None,
+        linux.kernel().path if kernel else None,
+        initrd,
+        " ".join(KERNEL_COMMAND),
+    )
     image = folder / f"{'hv' if hypervisor else 'os'}.img"
     disk.build_disk(image, files)
     return image

@@ -42,6 +42,11 @@ from hvtools.verbs.boot import command
         ({"append": "a|b"}, r"does not pass on \|"),
         ({"append": 'a="b'}, "quotation mark"),
         ({"timeout": 0.0}, "--timeout must be more than 0"),
+        ({"platform": "bochs-vmx", "secure_boot": True}, "--secure-boot: bochs-vmx cannot do that"),
+        ({"platform": "bochs-svm", "tpm": True}, "--tpm: bochs-svm cannot do that"),
+        ({"keys": Path("keys")}, "--keys is for --secure-boot"),
+        ({"secure_boot": True, "application": Path(__file__)}, "--secure-boot boots Linux"),
+        ({"secure_boot": True, "disk": Path(__file__)}, "--disk needs the --keys"),
     ],
 )
 def test_what_cannot_be_booted_is_refused_with_one_line(fields: Mapping[str, Any], said: str) -> None:

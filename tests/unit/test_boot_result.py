@@ -201,3 +201,45 @@ def test_the_summary_says_what_a_person_wants_to_know() -> None:
         "42 in all: cpuid 40, wrmsr 2",
     ):
         assert part in text
+
+
+def secure(started: str, **fields: Any) -> BootResult:  # noqa: ANN401
+    said = f"HvStart: HvDxe {started}\nEFI stub: UEFI Secure Boot is enabled.\n"
+    plain = re.sub("HvPkgHvPkgHv|svm(?= index)", "none", console())
+    text = console() if started == "Success" else plain
+    locked = re.sub("hvcheck: status .*", "hvcheck: no-status reason=no-dev-mem", text)
+    seconds = {state: at for state, at in ROOT_SECONDS.items() if state in (State.FIRMWARE, State.ROOT)}
+    return judged(said + locked, BootRequest(cpus=2, secure_boot=True, **fields), seconds=seconds, load_status=None)
+
+
+def test_under_secure_boot_the_kernel_may_keep_the_counters() -> None:
+    result = secure("Success")
+    assert result.failures == []
+    assert result.virtualised == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("started", "said"),
+    [
+        (
+            "Access Denied: Secure Boot refuses its signature",
+            "HvDxe was not started: Access Denied: Secure Boot refuses its signature",
+        ),
+        ("Unsupported", "HvDxe did not virtualise (Unsupported): its log does not say why"),
+        ("Not Found", "HvDxe did not virtualise (Not Found): its log does not say why"),
+    ],
+)
+def test_what_hvstart_says_is_the_one_failure(started: str, said: str) -> None:
+    assert secure(started).failures == [said]
+
+
+def test_a_firmware_with_hvdxe_inside_needs_none_on_the_disk() -> None:
+    said = f"HvStart: HvDxe Not Found\nSecure boot enabled\n{console()}"
+    request = BootRequest(cpus=2, secure_boot=True, built_in=True, firmware=Path("x"))
+    assert judged(said, request, load_status=None).failures == []
+
+
+def test_a_firmware_that_checks_no_signature_is_a_failure() -> None:
+    text = "HvStart: HvDxe Success\n" + console()
+    result = judged(text, BootRequest(cpus=2, secure_boot=True), load_status=None)
+    assert result.failures == ["the firmware does not check signatures: the kernel does not say that Secure Boot is on"]

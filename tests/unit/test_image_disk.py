@@ -8,8 +8,11 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from hvtools.boot import runner
+from hvtools.boot.request import BootRequest
 from hvtools.errors import HvError, UsageError
 from hvtools.images import disk
+from hvtools.images.fat import build_volume, tool
 from hvtools.verbs import image as verb
 
 MIB = 1 << 20
@@ -55,6 +58,42 @@ def test_an_image_that_is_too_small_is_refused_and_nothing_is_left(tmp_path: Pat
     with pytest.raises(UsageError, match="too few"):
         disk.build_disk(tmp_path / "stick.img", FILES, size * MIB)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_made_can_be_booted_from(tmp_path: Path) -> None:
+    image = tmp_path / "stick.img"
+    disk.build_disk(image, FILES)
+    disk.check_bootable(image)
+    build_volume(tmp_path / "volume.img", FILES)
+    disk.check_bootable(tmp_path / "volume.img")
+
+
+@pytest.mark.parametrize("table", ["", "label: gpt\nsize=1MiB, type=L\n", "label: dos\nsize=1MiB, type=83\n"])
+def test_a_disk_without_a_system_partition_is_refused(tmp_path: Path, table: str) -> None:
+    image = tmp_path / "other.img"
+    image.write_bytes(bytes(8 * MIB))
+    if table:
+        tool("sfdisk", "--quiet", image, contents=table.encode())
+    with pytest.raises(UsageError, match="other.img has no EFI system partition"):
+        disk.check_bootable(image)
+
+
+def test_a_system_partition_without_a_boot_program_is_refused(tmp_path: Path) -> None:
+    image = tmp_path / "stick.img"
+    disk.build_disk(image, {disk.DRIVER: b"driver"})
+    with pytest.raises(UsageError, match="stick.img has no EFI/BOOT/BOOTX64.EFI on its"):
+        disk.check_bootable(image)
+
+
+def test_the_verb_boots_from_no_such_disk(tmp_path: Path) -> None:
+    """Before a machine is started, which would wait for ever."""
+    image = tmp_path / "other.img"
+    image.write_bytes(bytes(MIB))
+    before = image.read_bytes()
+    with pytest.raises(UsageError, match="has no EFI system partition"):
+        runner.run(BootRequest(disk=image), tmp_path / "logs")
+    assert image.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["other.img"]
 
 
 class FakeDisk:

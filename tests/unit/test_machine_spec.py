@@ -75,6 +75,22 @@ def test_processors_are_stopped_until_the_monitor_says_so() -> None:
     assert "-S" in arguments()
 
 
+def test_secure_boot_is_another_firmware_that_alone_writes_its_variables() -> None:
+    words = arguments(variables=Path("keys.fd"))
+    code, store = (word for word in values_of("-drive", words) if word.startswith("if=pflash"))
+    assert "secboot" in code and "readonly=on" in code
+    assert "file=keys.fd" in store and "snapshot=on" in store
+    assert values_of("-machine", words) == ["q35,smm=on"]
+    assert values_of("-global", words) == ["driver=cfi.pflash01,property=secure,value=on"]
+
+
+def test_a_tpm_is_on_the_channel_that_is_given() -> None:
+    words = qemu_arguments(spec(tpm=True), Firmware(), MONITOR, ATTACH, tpm=11)
+    assert "socket,id=tpm,fd=11" in values_of("-chardev", words)
+    assert "tpm-crb,tpmdev=tpm0" in values_of("-device", words)
+    assert values_of("-tpmdev", arguments()) == []
+
+
 def test_no_file_is_written_but_the_logs() -> None:
     drives = values_of("-drive", arguments())
     assert len(drives) == 3

@@ -52,7 +52,15 @@ _BOCHS = (
 )
 _DEBUG = (Need("gdb", "gdb"),)
 _FLASH = (Need("flashrom", "flashrom"),)
-_TEST = (*_BOOT, *_BOCHS, *_FLASH, *_DEBUG)
+_SECURE_BOOT = (
+    Need("openssl", "openssl"),
+    Need("sbsigntool", "sbsign"),
+)
+_TPM = (
+    Need("swtpm", "swtpm"),
+    Need("tpm2-tools", "tpm2_eventlog"),
+)
+_TEST = (*_BOOT, *_BOCHS, *_FLASH, *_DEBUG, *_SECURE_BOOT, *_TPM)
 
 NEEDS: dict[str, tuple[Need, ...]] = {
     "build": _BUILD,
@@ -60,10 +68,12 @@ NEEDS: dict[str, tuple[Need, ...]] = {
     "bochs": _BOCHS,
     "debug": _DEBUG,
     "flash": _FLASH,
+    "secure-boot": _SECURE_BOOT,
+    "tpm": _TPM,
     "test": _TEST,
     "setup": _TEST,
 }
-"""The needs of each verb that has any, and what a platform or `debug` adds to those of `boot`."""
+"""The needs of each verb that has any, and what a platform, `debug` or an option adds to those of `boot`."""
 
 
 def missing(verb: str) -> list[str]:

@@ -101,6 +101,18 @@ StartFile (
   return Status;
 }
 
+///
+/// Whether LoadImage gave what it gives to an image whose signature it does not accept (UEFI 2.10, 7.4).
+///
+STATIC
+BOOLEAN
+IsRefused (
+  IN EFI_STATUS  Status
+  )
+{
+  return (BOOLEAN)((Status == EFI_ACCESS_DENIED) || (Status == EFI_SECURITY_VIOLATION));
+}
+
 /**
   Reads a short text file.
 
@@ -366,7 +378,7 @@ HvStartMain (
   }
 
   Status = StartFile (ImageHandle, Self->DeviceHandle, DRIVER, NULL, 0);
-  Print (L"HvStart: HvDxe %r\n", Status);
+  Print (L"HvStart: HvDxe %r%s\n", Status, IsRefused (Status) ? L": Secure Boot refuses its signature" : L"");
 
   Status = ReadLine (Self->DeviceHandle, COMMAND, Line);
   if (!EFI_ERROR (Status)) {

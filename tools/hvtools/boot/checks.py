@@ -6,6 +6,8 @@
     hvcheck: status version=1 vendor=svm cpus=4 kinds=29 virtualised=4 reserved=8388608 nested=65536 page_sizes=2m \
         dma=0 boot_done=1
     hvcheck: exits when=end cpu=0 cpuid=120 rdmsr=3 total=123
+    hvcheck: pcr index=2 sha256=9A1F2D0DB1A0D853DD7B26B1B46FD0115615A31016EAFCFE3346AD83E649B306
+    hvcheck: measured log=000000000300...
     hvcheck: script-begin
     hvcheck| what the script writes
     hvcheck: script-end exit=0
@@ -76,6 +78,8 @@ class CheckReport:
         online: processors that are online.
         cpus: by `when`, what each processor sees.
         exits: by `when` and processor, exits by kind.
+        registers: of the TPM (SHA-256), by index, in small hexadecimal letters.
+        measured: the log of what was measured into them.
         status: the last that was read.
         missing_status: why there is none.
         script_begun: the script was started.
@@ -89,6 +93,8 @@ class CheckReport:
     online: int | None = None
     cpus: dict[str, list[CpuCheck]] = field(default_factory=dict)
     exits: dict[str, dict[int, Counter[str]]] = field(default_factory=dict)
+    registers: dict[int, str] = field(default_factory=dict)
+    measured: bytes = b""
     status: Status | None = None
     missing_status: str | None = None
     script_begun: bool = False
@@ -175,6 +181,10 @@ def _take(report: CheckReport, kind: str, fields: dict[str, str]) -> None:
         if sum(counts.values()) != int(fields["total"]):
             raise ValueError("the counts do not add up: part of the line is missing")
         report.exits.setdefault(fields["when"], {})[int(fields["cpu"])] = Counter(counts)
+    elif kind == "pcr":
+        report.registers[int(fields["index"])] = fields["sha256"].lower()
+    elif kind == "measured":
+        report.measured += bytes.fromhex(fields["log"])
     elif kind == "script-begin":
         report.script_begun = True
     elif kind == "script-end":

@@ -49,6 +49,8 @@ class Progress:
         how = "under HvDxe" if request.hypervisor else "without hypervisor"
         if request.built_in:
             how += " in the firmware"
+        if request.secure_boot:
+            how += " with Secure Boot"
         ui.info(f"booting {what} {how} on {request.platform}: {processors}, {request.memory_mib} MiB")
         return self
 
@@ -76,7 +78,7 @@ class Progress:
         what = self._request.application.name if self._request.application else "Linux"
         titles = {
             State.OFF: "the firmware starts",
-            State.FIRMWARE: "the UEFI shell starts",
+            State.FIRMWARE: f"{what} starts" if self._request.starter else "the UEFI shell starts",
             State.SHELL: "HvDxe is loaded" if self._request.hypervisor else f"{what} starts",
             State.HYPERVISOR: f"{what} starts",
             State.ROOT: f"{what} runs",
@@ -115,6 +117,12 @@ def summary(result: BootResult) -> Table:
     else:
         run = result.application
         table.add_row("run", f"{run.file}: " + ("did not return" if run.status is None else f"status {run.status:#x}"))
+    if request.secure_boot and checks.kernel is not None:
+        table.add_row("Secure Boot", "on: only what these keys sign is started")
+    if result.measured is not None and not result.measured.failures:
+        event = result.measured.hypervisor
+        what = "" if event is None else f"HvDxe {event.digest[:16]}... in register {event.register}; "
+        table.add_row("measured", f"{what}the TPM's registers are what the event log leads to")
     if checks.exits:
         table.add_row("exits", f"{result.exits.total()} in all: {_kinds(result)}")
         boot = result.boot_exits()

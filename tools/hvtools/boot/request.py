@@ -31,6 +31,9 @@ class BootRequest:
         hypervisor: HvDxe is to run.
         firmware: a flash image instead of the platform's own firmware.
         built_in: the firmware has HvDxe inside, so it need not be loaded.
+        secure_boot: the firmware starts only what is signed; what is booted is signed, a disk's files as they are.
+        keys: folder of the keys for that, made if it is not there; None for keys of this boot alone.
+        tpm: there is a TPM, and it is checked that HvDxe was measured into it.
         disk: a whole disk image to boot as it is, as a USB stick where the platform can.
         installed: a second disk, as if an operating system were installed on it.
         kernel: EFI-stub kernel, None for the pinned one.
@@ -54,6 +57,9 @@ class BootRequest:
     hypervisor: bool = True
     firmware: Path | None = None
     built_in: bool = False
+    secure_boot: bool = False
+    keys: Path | None = None
+    tpm: bool = False
     disk: Path | None = None
     installed: Path | None = None
     kernel: Path | None = None
@@ -69,6 +75,11 @@ class BootRequest:
     timeout: float | None = None
     target: str = "DEBUG"
     exact: bool = False
+
+    @property
+    def starter(self) -> bool:
+        """HvStart, and not the shell, starts HvDxe: under Secure Boot there is no shell."""
+        return self.secure_boot or self.disk is not None
 
     @property
     def processor(self) -> str | None:
@@ -121,6 +132,7 @@ class BootRequest:
             clash = [name for name, value in linux_only.items() if value]
             if clash:
                 raise UsageError(f"--run boots no Linux: it does not go with --{clash[0]}")
+        self._check_security(platform)
         if self.installed is not None and "usb" not in platform.capabilities:
             raise UsageError(f"--installed: {platform.name} boots from one disk only")
         if self.disk is not None:
@@ -140,10 +152,22 @@ class BootRequest:
         if self.exact and "ticks" not in platform.capabilities:
             raise UsageError(f"--exact: {platform.name} does not count ticks")
         options.check(self.settings, self.target)
-        quoted(self.append)
+        if not self.starter:
+            quoted(self.append)
         for destination in self.added:
             check_name(destination)
         return platform
+
+    def _check_security(self, platform: Platform) -> None:
+        for option, wanted in (("secure-boot", self.secure_boot), ("tpm", self.tpm)):
+            if wanted and option not in platform.capabilities:
+                raise UsageError(f"--{option}: {platform.name} cannot do that")
+        if self.keys is not None and not self.secure_boot:
+            raise UsageError("--keys is for --secure-boot")
+        if self.secure_boot and self.application is not None:
+            raise UsageError("--secure-boot boots Linux: it does not go with --run")
+        if self.secure_boot and self.disk is not None and self.keys is None:
+            raise UsageError("--secure-boot with --disk needs the --keys that its files are signed with")
 
     def _check_box(self, box: Box) -> None:
         """Refuse what a machine in a lab is not.

@@ -12,6 +12,7 @@ from typing import Any
 from hvtools.boot import startup
 from hvtools.boot.checks import CheckReport, CpuCheck, parse_kernels
 from hvtools.boot.hvlog import LogLine, parse_log, reasons
+from hvtools.boot.measured import Measured, judge
 from hvtools.boot.request import BootRequest
 from hvtools.boot.strategy import CONSOLE_TAIL, LOG_TAIL, State, StrategyError, tails
 from hvtools.errors import HvError
@@ -22,6 +23,8 @@ _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 # The kernel says so before it restarts or powers off by request; a machine that resets by itself says nothing.
 _RESTARTS = "reboot: Restarting system"
 _POWERS_OFF = "reboot: Power down"
+_ENFORCED = re.compile(r"UEFI Secure Boot is enabled|Secure boot enabled")
+_LOCKED = "no-dev-mem"  # a kernel that was started by Secure Boot lets nobody read memory
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class BootRecord:
         error: what stopped the boot.
         console_path: where the console's text is.
         log_path: where the log's text is.
+        digest: of HvDxe, as a TPM gets it, None where it gets none.
     """
 
     vendor: str
@@ -60,6 +64,7 @@ class BootRecord:
     error: StrategyError | None
     console_path: Path
     log_path: Path
+    digest: str | None = None
 
 
 @dataclass
@@ -73,6 +78,7 @@ class BootResult:
         log: the hypervisor's events.
         application: the EFI program that was run instead of Linux.
         earlier: what it printed under the kernels before, each of which started the next.
+        measured: what the TPM got, None without one.
         failures: everything that is wrong, one line each; empty for a success.
     """
 
@@ -82,6 +88,7 @@ class BootResult:
     log: list[LogLine]
     application: ApplicationRun | None
     earlier: list[CheckReport] = field(default_factory=list)
+    measured: Measured | None = None
     failures: list[str] = field(default_factory=list)
 
     @property
@@ -106,6 +113,16 @@ class BootResult:
         if not self.ok:
             raise HvError(self.report())
         return self
+
+    @property
+    def not_loaded(self) -> str | None:
+        """Why HvDxe is not there: what it returned, or what kept it from being started. None where it is there."""
+        if self.record.load_status:
+            return f"status {self.record.load_status:#x}"
+        if not self.request.starter or not self.request.hypervisor or self.request.built_in:
+            return None
+        started = startup.STARTED.search(self.record.console)
+        return None if started is None or started[1].strip() == "Success" else started[1].strip()
 
     @property
     def cpus_seen(self) -> list[CpuCheck]:
@@ -150,6 +167,8 @@ class BootResult:
             "cpus": self.request.cpus,
             "memory_mib": self.request.memory_mib,
             "settings": dict(self.request.settings),
+            "secure_boot": self.request.secure_boot,
+            "tpm": self._tpm_json(),
             "load_status": self.record.load_status,
             "virtualised": self.virtualised,
             "root": {
@@ -191,6 +210,13 @@ class BootResult:
             "log": str(self.record.log_path),
         }
 
+    def _tpm_json(self) -> dict[str, Any] | None:
+        if self.measured is None:
+            return None
+        event = self.measured.hypervisor
+        found = None if event is None else {"register": event.register, "event": event.kind, "sha256": event.digest}
+        return {"hypervisor": found, "registers": {str(i): value for i, value in self.checks.registers.items()}}
+
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 2)
@@ -220,11 +246,13 @@ def evaluate(request: BootRequest, record: BootRecord) -> BootResult:
         log=parse_log(record.log),
         application=read_application(record.console, request.application.name) if request.application else None,
         earlier=earlier,
+        measured=judge(last, record.digest) if request.tpm and last.kernel is not None else None,
     )
     result.failures = [
         *_hypervisor_failures(result),
         *([str(record.error)] if record.error else []),
         *(_application_failures(result) if request.application else _linux_failures(result)),
+        *(result.measured.failures if result.measured else ()),
         *_ending_failures(result),
     ]
     return result
@@ -234,10 +262,13 @@ def _hypervisor_failures(result: BootResult) -> list[str]:
     if result.request.built_in and State.ROOT in result.record.seconds and not result.virtualised:
         why = reasons(result.log) or ["its log is empty"]
         return [f"HvDxe in the firmware did not virtualise: {'; '.join(why)}"]
-    if not result.request.hypervisor or State.HYPERVISOR not in result.record.seconds or not result.record.load_status:
+    not_loaded = result.not_loaded
+    if not result.request.hypervisor or not_loaded is None:
         return []
+    if startup.REFUSED in not_loaded:
+        return [f"HvDxe was not started: {not_loaded}"]
     why = reasons(result.log) or ["its log does not say why"]
-    return [f"HvDxe did not virtualise (status {result.record.load_status:#x}): {'; '.join(why)}"]
+    return [f"HvDxe did not virtualise ({not_loaded}): {'; '.join(why)}"]
 
 
 def _linux_failures(result: BootResult) -> list[str]:
@@ -251,8 +282,11 @@ def _linux_failures(result: BootResult) -> list[str]:
             found.append(f"the root has {kernel.online} of {result.request.cpus} processors online")
         for when in ("start", "end"):
             found += _cpu_failures(result, kernel, when)
-    if result.request.hypervisor and not result.record.load_status and checks.status is None:
+    locked = result.request.secure_boot and checks.missing_status == _LOCKED
+    if result.request.hypervisor and not result.not_loaded and checks.status is None and not locked:
         found.append(f"the hypervisor's counters cannot be read: {checks.missing_status or 'nothing was printed'}")
+    if result.request.secure_boot and not _ENFORCED.search(result.record.console):
+        found.append("the firmware does not check signatures: the kernel does not say that Secure Boot is on")
     if checks.script_exit:
         found.append(f"the script ended with exit code {checks.script_exit}")
     return found
@@ -263,7 +297,7 @@ def _cpu_failures(result: BootResult, kernel: CheckReport, when: str) -> list[st
     if not seen and when == "end" and not kernel.done:
         return []  # the script ended the machine, or the kernel
     at = f"at the {when}"
-    if not result.request.hypervisor or result.record.load_status:
+    if not result.request.hypervisor or result.not_loaded:
         wrong = [check.cpu for check in seen if check.virtualised]
         return [f"processors {_list(wrong)} say that they are under HvPkg, which is not there, {at}"] if wrong else []
     found = []
@@ -292,7 +326,7 @@ def _application_failures(result: BootResult) -> list[str]:
         return [*found, f"{run.file} did not return to the shell"]
     if run.status != 0:
         found.append(f"{run.file} returned {run.status:#x}")
-    if result.request.hypervisor and not result.record.load_status and result.checks.status is None:
+    if result.request.hypervisor and not result.not_loaded and result.checks.status is None:
         found.append("HvStatus did not print the hypervisor's counters")
     return found
 

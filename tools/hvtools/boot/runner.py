@@ -22,11 +22,11 @@ from hvtools.boot.startup import Application, Linux, Payload, Prompt
 from hvtools.boot.strategy import BootStrategy, State, StrategyError
 from hvtools.errors import HvError, UsageError
 from hvtools.guest.build import self_check
-from hvtools.images import variables
-from hvtools.images.disk import build_disk
+from hvtools.images import disk, signing, variables
 from hvtools.images.fat import build_volume
 from hvtools.images.files import check_room
 from hvtools.images.initramfs import build_initramfs
+from hvtools.images.signing import Keys
 from hvtools.machines.protocols import Ending
 from hvtools.machines.registry import Listener, platform_named
 from hvtools.machines.spec import MachineSpec
@@ -47,6 +47,7 @@ class Parts:
     drivers: Mapping[PurePosixPath, Path]
     hypervisor: Path | None
     status: Path | None
+    starter: Path | None
     kernel: Path | None
     busybox: Path | None
     check: Path | None
@@ -76,11 +77,16 @@ def collect(request: BootRequest) -> Parts:
     toolchain.require("boot")
     platform = platform_named(request.platform)
     platform.prepare()
-    hypervisor = status = kernel = busybox = check = None
+    for option, wanted in (("secure-boot", request.secure_boot), ("tpm", request.tpm)):
+        if wanted:
+            toolchain.require(option)
+    hypervisor = status = starter = kernel = busybox = check = None
     drivers: dict[PurePosixPath, Path] = {}
-    if (request.hypervisor or platform.drivers) and request.disk is None:
+    if (request.hypervisor or platform.drivers or request.starter) and request.disk is None:
         folder = _images(request.target)
         drivers = {name: _built(folder, name) for name in platform.drivers}
+        if request.starter:
+            starter = _built(folder, startup.STARTER)
     if request.hypervisor:
         if not request.built_in and request.disk is None:
             hypervisor = _built(folder, startup.HYPERVISOR)
@@ -90,7 +96,7 @@ def collect(request: BootRequest) -> Parts:
         kernel = request.kernel or linux.kernel().path
         busybox = linux.busybox()
         check = self_check()
-    return Parts(drivers, hypervisor, status, kernel, busybox, check)
+    return Parts(drivers, hypervisor, status, starter, kernel, busybox, check)
 
 
 def _built(folder: Path, name: PurePosixPath) -> Path:
@@ -125,16 +131,55 @@ def build_image(
         files[payload.path] = request.application
     for path, source in request.added.items():
         files[startup.ADD_FOLDER / path] = source
-    if parts.kernel is not None and parts.busybox is not None and parts.check is not None:
-        own = [request.initrd, request.script, *request.added.values()]
-        check_room(folder, _INITRD_ROOM + sum(path.stat().st_size for path in own if path is not None))
-        initrd = folder / startup.INITRD
-        build_initramfs(initrd, parts.check, parts.busybox, request.script, request.added, request.initrd)
+    if parts.kernel is not None:
         files[startup.KERNEL] = parts.kernel
-        files[startup.INITRD] = initrd
+        files[startup.INITRD] = _initrd(folder, request, parts)
     image = folder / IMAGE
     builder(image, files)
     return image
+
+
+def _initrd(folder: Path, request: BootRequest, parts: Parts) -> Path:
+    assert parts.busybox is not None and parts.check is not None
+    own = [request.initrd, request.script, *request.added.values()]
+    check_room(folder, _INITRD_ROOM + sum(path.stat().st_size for path in own if path is not None))
+    initrd = folder / startup.INITRD
+    build_initramfs(initrd, parts.check, parts.busybox, request.script, request.added, request.initrd)
+    return initrd
+
+
+def build_signed_disk(folder: Path, request: BootRequest, parts: Parts, keys: Keys) -> Path:
+    """Make the disk of a boot with Secure Boot: HvStart starts HvDxe and the kernel, all three signed.
+
+    Args:
+        folder: where the image goes.
+        request: what is booted.
+        parts: its files.
+        keys: what they are signed with.
+
+    Raises:
+        UsageError: no room, or a name that FAT cannot hold.
+    """
+    assert parts.starter is not None
+    command = " ".join([*startup.KERNEL_COMMAND, request.append])
+    initrd = _initrd(folder, request, parts)
+    files = disk.starter(parts.starter, parts.hypervisor, parts.kernel, initrd, command)
+    for path, source in request.added.items():
+        files[startup.ADD_FOLDER / path] = source
+    image = folder / IMAGE
+    disk.build_disk(image, signing.signed(keys, files, folder))
+    return image
+
+
+def _secure_flash(request: BootRequest, folder: Path, keys: Keys) -> Path:
+    """Make the flash image, or the platform's variable store, with keys in it."""
+    template = request.firmware or platform_named(request.platform).variables
+    assert template is not None
+    flash = Path(shutil.copyfile(template, folder / FIRMWARE))
+    keys.enrol(flash)
+    if request.settings:
+        variables.write_options(flash, request.settings)
+    return flash
 
 
 def payload_of(request: BootRequest) -> Payload:
@@ -173,15 +218,24 @@ def booting(
     platform = request.checked()
     payload = payload or payload_of(request)
     parts = collect(request)
+    for image in (request.disk, request.installed):
+        if image is not None:
+            disk.check_bootable(image)
     with contextlib.ExitStack() as stack:
         if keep_image:
             image_folder = folder
         else:
             image_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hv-boot-")))
-        builder = build_volume if platform.box is None else build_disk
-        image = request.disk or build_image(image_folder, request, parts, payload, builder)
-        firmware = request.firmware
-        if firmware is not None and request.built_in and request.settings:
+        builder = build_volume if platform.box is None else disk.build_disk
+        firmware, store = request.firmware, None
+        if request.secure_boot:
+            keys = signing.keys_in(request.keys or image_folder / "keys")
+            flash = _secure_flash(request, image_folder, keys)
+            firmware, store = (None, flash) if firmware is None else (flash, None)
+            image = request.disk or build_signed_disk(image_folder, request, parts, keys)
+        else:
+            image = request.disk or build_image(image_folder, request, parts, payload, builder)
+        if not request.secure_boot and firmware is not None and request.built_in and request.settings:
             firmware = Path(shutil.copyfile(firmware, image_folder / FIRMWARE))
             variables.write_options(firmware, request.settings)
         folder.mkdir(parents=True, exist_ok=True)
@@ -199,19 +253,28 @@ def booting(
                 restart=restart,
                 hold=hold,
                 firmware=firmware,
+                variables=store,
+                tpm=request.tpm,
             ),
             listener,
         )
         yield stack.enter_context(
             BootStrategy(
                 machine,
-                parts.hypervisor is not None,
+                parts.hypervisor is not None and not request.starter,
                 request.seconds,
                 observer,
                 hurry=not request.exact,
-                shell=request.disk is None,
+                shell=not request.starter,
             )
         )
+
+
+def _digest(request: BootRequest) -> str | None:
+    """Give what a TPM gets of HvDxe; None where it gets nothing, or of a file that is not ours."""
+    if not request.tpm or not request.hypervisor or request.built_in or request.disk is not None:
+        return None
+    return signing.authenticode(_built(_images(request.target), startup.HYPERVISOR))
 
 
 def run(
@@ -255,6 +318,7 @@ def run(
             error=error,
             console_path=machine.spec.console_log,
             log_path=machine.spec.hypervisor_log,
+            digest=_digest(request),
         )
     return evaluate(request, record)
 

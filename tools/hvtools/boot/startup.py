@@ -18,6 +18,7 @@ from hvtools.images.initramfs import INIT
 STARTUP = PurePosixPath("startup.nsh")
 HYPERVISOR = PurePosixPath("HvDxe.efi")
 STATUS = PurePosixPath("HvStatus.efi")
+STARTER = PurePosixPath("HvStart.efi")
 KERNEL = PurePosixPath("vmlinuz.efi")
 INITRD = PurePosixPath("initrd.img")
 APPLICATION_FOLDER = PurePosixPath("run")
@@ -33,6 +34,9 @@ LOADED = re.compile(rf"{_MARK} load {_STATUS_CODE}")
 KERNEL_RETURNED = re.compile(rf"{_MARK} kernel {_STATUS_CODE}")
 ENDED = re.compile(rf"{_MARK} end\s")
 APPLICATION_BEGUN = re.compile(rf"{_MARK} run-begin\s")
+# HvStart.c
+STARTED = re.compile(r"HvStart: HvDxe ([^\n]*)")
+REFUSED = "Secure Boot refuses its signature"
 APPLICATION_ENDED = re.compile(rf"{_MARK} run-end {_STATUS_CODE}")
 
 # UEFI Shell 2.2, 3.6.4: the caret takes its meaning from the character behind it. It is gone from what a program gets

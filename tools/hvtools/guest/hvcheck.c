@@ -274,6 +274,43 @@ static bool check(const char *when)
 	return consistent;
 }
 
+/* One register of the TPM, as the kernel gives it. */
+static void print_register(unsigned index)
+{
+	char path[64], value[2 * 32 + 1] = "";
+	int file;
+
+	snprintf(path, sizeof(path), "/sys/class/tpm/tpm0/pcr-sha256/%u", index);
+	file = open(path, O_RDONLY | O_CLOEXEC);
+	if (file < 0)
+		return;
+	if (read(file, value, sizeof(value) - 1) == sizeof(value) - 1)
+		say("hvcheck: pcr index=%u sha256=%s", index, value);
+	close(file);
+}
+
+/* With a TPM: the registers that firmware and kernel extend, and the log of what they measured. */
+static void print_measurements(void)
+{
+	uint8_t bytes[512];
+	char text[2 * sizeof(bytes) + 1];
+	ssize_t count;
+	int file;
+
+	mount("securityfs", "/sys/kernel/security", "securityfs", 0, NULL);
+	file = open("/sys/kernel/security/tpm0/binary_bios_measurements", O_RDONLY | O_CLOEXEC);
+	if (file < 0)
+		return;
+	for (unsigned index = 0; index < 10; index++)
+		print_register(index);
+	while ((count = read(file, bytes, sizeof(bytes))) > 0) {
+		for (ssize_t i = 0; i < count; i++)
+			snprintf(text + 2 * i, 3, "%02x", bytes[i]);
+		say("hvcheck: measured log=%s", text);
+	}
+	close(file);
+}
+
 /* Passes the script's output on, each line with its mark; keeps what has no end yet. */
 static void pass_on(int from, char *line, size_t size, size_t *used)
 {
@@ -386,6 +423,7 @@ static void init(void)
 		print_rows("init", first, HV_STATUS_EXITS_OFFSET(status->CpuCount));
 	}
 	check("start");
+	print_measurements();
 	if (access(SCRIPT, F_OK) == 0) {
 		int code;
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import stat
 import tempfile
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from hvtools.errors import HvError, UsageError
-from hvtools.images.fat import build_volume, tool
+from hvtools.images.fat import build_volume, output_of, tool
 from hvtools.images.files import check_room, human_size, written_whole
 
 START = PurePosixPath("EFI/BOOT/BOOTX64.EFI")
@@ -26,11 +27,44 @@ INITRD = FOLDER / "initrd.img"
 
 _MIB = 1 << 20
 _SECTOR = 512
+_SYSTEM_PARTITION = ("C12A7328-F81F-11D2-BA4B-00A0C93EC93B", "EF")  # UEFI 2.10, 5.3.3 and 5.2.2
 _FRAME = _MIB  # before the partition, where disks want it aligned, and behind it, for the second table
 _PIECE = 4 * _MIB
 _BLKFLSBUF = 0x1261  # linux/fs.h: what is cached of a block device is written and forgotten
 
 Progress = Callable[[int], None]
+
+
+def starter(
+    start: Path, hypervisor: Path | None, kernel: Path | None, initrd: Path | None, append: str
+) -> dict[PurePosixPath, Path | bytes]:
+    """List the files of a disk that starts HvDxe, and then a kernel or what the machine boots anyway.
+
+    Args:
+        start: HvStart.efi.
+        hypervisor: HvDxe.efi, None where it is in the firmware, or not wanted.
+        kernel: EFI-stub kernel, None for the machine's own boot loader.
+        initrd: its initial RAM disk.
+        append: its command line.
+
+    Raises:
+        UsageError: the command line is too long, or has characters that are not ASCII.
+    """
+    files: dict[PurePosixPath, Path | bytes] = {START: start}
+    if hypervisor is not None:
+        files[DRIVER] = hypervisor
+    if kernel is None:
+        return files
+    files[KERNEL] = kernel
+    words = ["\\" + str(KERNEL).replace("/", "\\")]
+    if initrd is not None:
+        files[INITRD] = initrd
+        words.append("initrd=\\" + str(INITRD).replace("/", "\\"))
+    line = " ".join([*words, append.strip()]).strip()
+    if not line.isascii() or not line.isprintable() or len(line) > COMMAND_MAX:
+        raise UsageError(f"--append: must be printable ASCII, {COMMAND_MAX} characters with the kernel's name")
+    files[COMMAND] = f"{line}\n".encode("ascii")
+    return files
 
 
 def build_disk(image: Path, files: Mapping[PurePosixPath, Path | bytes], size: int | None = None) -> None:
@@ -59,6 +93,44 @@ def build_disk(image: Path, files: Mapping[PurePosixPath, Path | bytes], size: i
                 target.seek(_FRAME)
                 while piece := source.read(_PIECE):
                     target.write(piece)
+
+
+def check_bootable(image: Path) -> None:
+    """Refuse an image that no firmware boots from by itself.
+
+    Args:
+        image: of a disk, or of one FAT volume.
+
+    Raises:
+        UsageError: it has no EFI system partition, or no boot program there.
+    """
+    offsets = _system_partitions(image)
+    if not offsets:
+        raise UsageError(f"{image} has no EFI system partition")
+    if not any(_has_file(image, offset, START) for offset in offsets):
+        raise UsageError(f"{image} has no {START} on its EFI system partition")
+
+
+def _system_partitions(image: Path) -> list[int]:
+    """Give where they begin, in bytes."""
+    told = _output("sfdisk", "--json", image)
+    table = {} if told is None else json.loads(told)["partitiontable"]
+    parts = table.get("partitions", ())
+    if not parts:
+        return [0] if _output("mdir", "-i", image, "::/") is not None else []
+    size = table.get("sectorsize", _SECTOR)
+    return [part["start"] * size for part in parts if part["type"].upper() in _SYSTEM_PARTITION]
+
+
+def _has_file(image: Path, offset: int, path: PurePosixPath) -> bool:
+    return _output("mdir", "-i", f"{image}@@{offset}", f"::/{path}") is not None
+
+
+def _output(*command: str | Path) -> bytes | None:
+    try:
+        return output_of(*command)
+    except HvError:
+        return None
 
 
 def check_disk(device: Path, size: int, sys: Path = Path("/sys"), proc: Path = Path("/proc")) -> str:

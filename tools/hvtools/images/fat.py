@@ -46,6 +46,15 @@ def tool(*command: str | Path, contents: bytes = b"") -> None:
     Raises:
         HvError: it is missing or fails.
     """
+    output_of(*command, contents=contents)
+
+
+def output_of(*command: str | Path, contents: bytes = b"") -> bytes:
+    """Run a program that makes or reads images, and give what it says.
+
+    Raises:
+        HvError: it is missing or fails.
+    """
     name = str(command[0])
     program = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if program is None:
@@ -61,6 +70,7 @@ def tool(*command: str | Path, contents: bytes = b"") -> None:
     if result.returncode != 0:
         said = (result.stderr.strip() or result.stdout.strip() or b"no message").decode("utf-8", "replace")
         raise HvError(f"{name} failed: {said.splitlines()[-1]}")
+    return result.stdout
 
 
 def build_volume(

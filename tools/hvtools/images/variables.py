@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause-Patent
-"""The hypervisor's options in the variable store of a firmware image."""
+"""The variable store of a firmware image: the hypervisor's options, and the keys of Secure Boot."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import struct
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from edk2toollib.uefi.edk2.variable_format import AuthenticatedVariableHeader, VariableHeader
@@ -22,7 +23,23 @@ _SIGNATURE = b"_FVH"
 _VOLUME_ALIGNMENT = 4096  # no flash erases less than that, and a store begins with what can be erased
 _ADDED = 0x3F  # UEFI's state of a variable that is there: EDK2's VAR_ADDED
 _ATTRIBUTES = 7  # UEFI 2.10, 8.2: non-volatile, and for boot services and the operating system
+_AUTHENTICATED = 0x20  # with a time stamp: what changes it must be signed
 _GUID = uuid.UUID(GUID)
+# UEFI 2.10, 3.3 and 32.6.1
+_GLOBAL = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
+_SECURITY_DATABASE = uuid.UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
+_KEY_VARIABLES = {"PK": _GLOBAL, "KEK": _GLOBAL, "db": _SECURITY_DATABASE}
+# UEFI 2.10, 32.4.1: type, size of the list, of its header, of a signature; then its owner and the certificate.
+_SIGNATURE_LIST = struct.Struct("<16sIII16s")
+_X509 = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
+
+
+@dataclass(frozen=True)
+class _Variable:
+    name: str
+    guid: uuid.UUID
+    attributes: int
+    data: bytes
 
 
 def _find(image: Path) -> tuple[int, int]:
@@ -53,8 +70,8 @@ def _store(image: Path) -> Iterator[VariableStore]:
         store.rom_file.close()
 
 
-def _ours(variable: VariableHeader | AuthenticatedVariableHeader) -> bool:
-    return bool(variable.Name.rstrip("\0") == VARIABLE and variable.VendorGuid == _GUID)
+def _is(variable: VariableHeader | AuthenticatedVariableHeader, name: str, guid: uuid.UUID) -> bool:
+    return bool(variable.Name.rstrip("\0") == name and variable.VendorGuid == guid)
 
 
 def read_options(image: Path) -> str | None:
@@ -67,7 +84,7 @@ def read_options(image: Path) -> str | None:
         UsageError: the file is no firmware image with a variable store.
     """
     with _store(image) as store:
-        texts = [v.Data for v in store.variables if _ours(v) and v.State == _ADDED]
+        texts = [v.Data for v in store.variables if _is(v, VARIABLE, _GUID) and v.State == _ADDED]
     return texts[-1].rstrip(b"\0").decode("ascii", "replace") if texts else None
 
 
@@ -77,14 +94,45 @@ def write_options(image: Path, settings: Mapping[str, str]) -> None:
     Raises:
         UsageError: the file is no firmware image with a variable store, or the store is full.
     """
+    data = " ".join(f"{name}={value}" for name, value in settings.items()).encode("ascii")
+    _write(image, [_Variable(VARIABLE, _GUID, _ATTRIBUTES, data)])
+
+
+def write_keys(image: Path, certificates: Mapping[str, bytes]) -> None:
+    """Enrol a certificate each as PK, KEK and db. With a PK, firmware that can check signatures does.
+
+    Args:
+        image: a firmware image or a variable store.
+        certificates: X.509 in DER, by the variable's name.
+
+    Raises:
+        UsageError: the file is no firmware image with a variable store, or the store is full.
+    """
+    _write(
+        image,
+        [
+            _Variable(name, _KEY_VARIABLES[name], _ATTRIBUTES | _AUTHENTICATED, _signature_list(certificate))
+            for name, certificate in certificates.items()
+        ],
+    )
+
+
+def _signature_list(certificate: bytes) -> bytes:
+    size = 16 + len(certificate)
+    return _SIGNATURE_LIST.pack(_X509.bytes_le, 28 + size, 0, size, _GUID.bytes_le) + certificate
+
+
+def _write(image: Path, wanted: list[_Variable]) -> None:
+    """Set variables; one without data is removed."""
     with _store(image) as store:
-        store.variables = [variable for variable in store.variables if not _ours(variable)]
-        if settings:
-            variable = store.get_new_var_class()
-            variable.State, variable.Attributes, variable.VendorGuid = _ADDED, _ATTRIBUTES, _GUID
-            variable.set_name(VARIABLE)
-            variable.set_data(" ".join(f"{name}={value}" for name, value in settings.items()).encode("ascii"))
-            store.add_variable(variable)
+        for new in wanted:
+            store.variables = [variable for variable in store.variables if not _is(variable, new.name, new.guid)]
+            if new.data:
+                variable = store.get_new_var_class()
+                variable.State, variable.Attributes, variable.VendorGuid = _ADDED, new.attributes, new.guid
+                variable.set_name(new.name)
+                variable.set_data(new.data)
+                store.add_variable(variable)
         try:
             store.flush_to_file()
         except Exception as error:

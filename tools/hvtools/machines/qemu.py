@@ -21,6 +21,7 @@ from hvtools.machines.process import die_with
 from hvtools.machines.protocols import Cause, Ending, MachineError
 from hvtools.machines.qmp import QmpMonitor, listening
 from hvtools.machines.spec import MachineSpec
+from hvtools.machines.tpm import SoftwareTpm
 
 EMULATOR = "qemu-system-x86_64"
 DEFAULT_ACCELERATOR = "tcg,thread=single"
@@ -38,6 +39,14 @@ class Firmware:
 
     code: Path = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
     variables: Path = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+    secure_code: Path = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
+    """What checks signatures, with system management mode."""
+
+    def parts(self, spec: MachineSpec) -> tuple[Path, ...]:
+        """The files that a machine's flash is made from."""
+        if spec.firmware is not None:
+            return (spec.firmware,)
+        return (self.code, self.variables) if spec.variables is None else (self.secure_code, spec.variables)
 
 
 def _option(*fields: str, **values: object) -> str:
@@ -57,7 +66,9 @@ def split_accelerator(text: str) -> tuple[str, str]:
     return accelerator, counting
 
 
-def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int, attach: int) -> list[str]:
+def qemu_arguments(
+    spec: MachineSpec, firmware: Firmware, monitor: int, attach: int, tpm: int | None = None
+) -> list[str]:
     """Turn a specification into QEMU's arguments, without the program's name.
 
     The processors are stopped at first (-S). Disk and variables are written to snapshots, so that their files stay as
@@ -71,8 +82,12 @@ def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int, attach: 
         firmware: its OVMF image, if the specification names none.
         monitor: descriptor of a connected stream socket that the emulator inherits.
         attach: descriptor of a listening one, for a second monitor.
+        tpm: descriptor of a connected one, the control channel of an emulated TPM.
     """
     arguments = [*hardware_arguments(spec, firmware), "-S"]
+    if tpm is not None:
+        arguments += ["-chardev", _option("socket", id="tpm", fd=tpm)]
+        arguments += ["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"]
     arguments += ["-chardev", _option("pipe", id="console", path=spec.console_pipe)]
     arguments += ["-serial", "chardev:console"]
     arguments += ["-chardev", _option("file", id="second", path=spec.second_serial_log)]
@@ -90,7 +105,7 @@ def qemu_arguments(spec: MachineSpec, firmware: Firmware, monitor: int, attach: 
 def hardware_arguments(spec: MachineSpec, firmware: Firmware) -> list[str]:
     """Give QEMU's arguments for all of a machine but its wires to the outside."""
     arguments = ["-nodefaults", "-no-user-config", "-display", "none"]
-    arguments += ["-machine", "q35"]
+    arguments += ["-machine", "q35" if spec.variables is None else "q35,smm=on"]
     accelerator, counting = split_accelerator(spec.accelerator or DEFAULT_ACCELERATOR)
     arguments += ["-accel", accelerator]
     if counting:
@@ -104,11 +119,11 @@ def hardware_arguments(spec: MachineSpec, firmware: Firmware) -> list[str]:
     for device in spec.devices:
         arguments += ["-device", device]
     flash = {"if": "pflash", "format": "raw"}
-    if spec.firmware is None:
-        arguments += ["-drive", _option(**flash, unit=0, readonly="on", file=firmware.code)]
-        arguments += ["-drive", _option(**flash, unit=1, snapshot="on", file=firmware.variables)]
-    else:
-        arguments += ["-drive", _option(**flash, unit=0, snapshot="on", file=spec.firmware)]
+    if spec.variables is not None:
+        arguments += ["-global", "driver=cfi.pflash01,property=secure,value=on"]  # only the SMI handler writes to it
+    for unit, part in enumerate(firmware.parts(spec)):
+        written = {"snapshot": "on"} if unit == 1 or spec.firmware is not None else {"readonly": "on"}
+        arguments += ["-drive", _option(**flash, unit=unit, **written, file=part)]
     arguments += ["-drive", _option(**{"if": "none"}, id="esp", format="raw", snapshot="on", file=spec.disk)]
     if spec.usb:
         arguments += ["-device", "qemu-xhci", "-device", "usb-storage,drive=esp,removable=on,bootindex=0"]
@@ -187,6 +202,7 @@ class QemuMachine(Emulator):
         super().__init__(spec, listener)
         self._firmware = firmware or Firmware()
         self._monitor: QmpMonitor | None = None
+        self._tpm: SoftwareTpm | None = None
 
     @property
     def monitor(self) -> QmpMonitor:
@@ -209,8 +225,7 @@ class QemuMachine(Emulator):
         program = shutil.which(EMULATOR)
         if program is None:
             raise HvError(f"{EMULATOR} is not installed: run `hv setup`")
-        own = (self._firmware.code, self._firmware.variables)
-        for part in own if self._spec.firmware is None else (self._spec.firmware,):
+        for part in self._firmware.parts(self._spec):
             if not part.is_file():
                 raise HvError(f"the firmware {part} is not there: run `hv setup`")
         monitor, monitor_far = socket.socketpair()
@@ -218,8 +233,11 @@ class QemuMachine(Emulator):
             self._console = SerialConsole(heard, typed, self._spec.console_log, self._listener)
             self._monitor = QmpMonitor(monitor)
             attach = listening(self._spec.monitor_socket)
-            with monitor_far, attach, self._spec.emulator_errors.open("wb") as errors:
-                descriptors = (monitor_far.fileno(), attach.fileno())
+            with contextlib.ExitStack() as far, self._spec.emulator_errors.open("wb") as errors:
+                descriptors = [far.enter_context(endpoint).fileno() for endpoint in (monitor_far, attach)]
+                if self._spec.tpm:
+                    self._tpm = SoftwareTpm()
+                    descriptors.append(far.enter_context(self._tpm.start()).fileno())
                 self._process = subprocess.Popen(
                     [program, *qemu_arguments(self._spec, self._firmware, *descriptors)],
                     stdin=subprocess.DEVNULL,
@@ -259,4 +277,6 @@ class QemuMachine(Emulator):
     def _close(self) -> None:
         if self._monitor is not None:
             self._monitor.close()
+        if self._tpm is not None:
+            self._tpm.close()
         self._spec.monitor_socket.unlink(missing_ok=True)

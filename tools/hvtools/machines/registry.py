@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from hvtools import bochs, toolchain
 from hvtools.doctor.kvm import CPU as KVM_CPU
@@ -14,7 +14,7 @@ from hvtools.doctor.kvm import Kvm, examine
 from hvtools.errors import UsageError
 from hvtools.machines.bochs import ACCELERATOR, SVM_CPU, VMX_CPU, WITHOUT_MWAIT, BochsMachine
 from hvtools.machines.protocols import Machine
-from hvtools.machines.qemu import DEFAULT_ACCELERATOR, DEFAULT_CPU, QemuMachine
+from hvtools.machines.qemu import DEFAULT_ACCELERATOR, DEFAULT_CPU, Firmware, QemuMachine
 from hvtools.machines.spec import MachineSpec
 
 Listener = Callable[[str], None]
@@ -42,6 +42,8 @@ CAPABILITIES = {
     "memory": "its memory can be read from outside while it runs",
     "nmi": "NMIs can be sent to it from outside",
     "debugger": "GDB can be attached",
+    "secure-boot": "its firmware can check signatures",
+    "tpm": "there can be a TPM 2.0",
     "linux": "the firmware gives Linux all that it needs (ACPI, SMP)",
 }
 
@@ -81,6 +83,7 @@ class Platform:
         exact_cpu: one that does the same in each run, where the platform can do that.
         patience: how much longer than on the fastest platform a boot may take.
         drivers: EFI drivers of ours that make up for what the firmware lacks there; they do nothing where it does not.
+        variables: the store of UEFI variables of its firmware, without keys; None where that cannot check signatures.
         prepare: fetches and builds the platform itself.
         box: what a real machine is made of, None where a machine is made as it is asked for.
     """
@@ -99,6 +102,7 @@ class Platform:
     ticks_per_instruction: int = 0
     patience: float = 1.0
     drivers: tuple[PurePosixPath, ...] = ()
+    variables: Path | None = None
     prepare: Callable[[], None] = lambda: None
     box: Box | None = None
 
@@ -165,6 +169,8 @@ PLATFORMS = {
                     "nmi",
                     "linux",
                     "debugger",
+                    "secure-boot",
+                    "tpm",
                 },
             ),
             cpu_model=DEFAULT_CPU,
@@ -175,6 +181,7 @@ PLATFORMS = {
             lesser_cpus={"nested-paging": f"{DEFAULT_CPU},-npt"},
             counting_accelerator="tcg,icount:shift=3,sleep=off",
             ticks_per_instruction=8,
+            variables=Firmware().variables,
         ),
         _bochs(
             "vmx",
@@ -231,6 +238,8 @@ def kvm_platform(found: Kvm) -> Platform:
                 "memory",
                 "nmi",
                 "debugger",
+                "secure-boot",
+                "tpm",
             }
         ),
         cpu_model=KVM_CPU,
@@ -238,6 +247,7 @@ def kvm_platform(found: Kvm) -> Platform:
         concurrent_accelerator=KVM,
         create=_kvm_machine,
         plain_cpu=f"{KVM_CPU},-{found.vendor}",
+        variables=Firmware().variables,
     )
 
 

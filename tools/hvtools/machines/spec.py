@@ -35,6 +35,9 @@ class MachineSpec:
         hold: when the guest powers off, the machine stands still with its memory until it is switched off.
         restart: a guest's reset restarts the machine; otherwise it ends it.
         firmware: a whole flash image, never modified; None for the platform's own firmware.
+        variables: for the platform's own firmware: its variable store with keys, never modified; it checks signatures,
+            and system management mode protects the store. None for one without keys.
+        tpm: there is a TPM 2.0, new at power-on.
     """
 
     cpus: int
@@ -49,6 +52,8 @@ class MachineSpec:
     restart: bool = False
     hold: bool = False
     firmware: Path | None = None
+    variables: Path | None = None
+    tpm: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no platform can build.

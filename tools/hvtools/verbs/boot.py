@@ -19,6 +19,7 @@ Examples:
   hv boot --on bochs-vmx --cpus 2             on an emulated Intel processor
   hv boot --script check.sh --add data.bin    with a script and a file for it
   hv boot --set log=debug --keep run/         with more in the log; all logs in run/
+  hv boot --secure-boot --tpm                 signed, checked and measured, with keys made for this boot
   hv boot --no-hv                             the same machine without the hypervisor"""
 _FILE = click.Path(path_type=Path)
 _OPTIONS_TEXT = "\n".join(
@@ -49,6 +50,11 @@ _OPTIONS_TEXT = "\n".join(
     help="ours: OVMF with HvDxe inside, built if need be; or a flash image; else the platform's own.",
 )
 @click.option("--built-in", is_flag=True, help="The flash image of --firmware has HvDxe inside: do not load it.")
+@click.option("--secure-boot", is_flag=True, help="Sign everything, and have the firmware check signatures.")
+@click.option(
+    "--keys", type=_FILE, metavar="DIR", help="Keys for that, made there if it does not exist; else new ones each time."
+)
+@click.option("--tpm", is_flag=True, help="With a TPM 2.0: check that HvDxe is measured.")
 @click.option("--disk", type=_FILE, metavar="F", help="Disk image to boot as it is, such as one of `hv image`.")
 @click.option("--installed", type=_FILE, metavar="F", help="Image of a second disk, with an installed boot loader.")
 @click.option("--kernel", type=_FILE, metavar="F", help="EFI-stub kernel instead of the pinned one.")
@@ -88,6 +94,9 @@ def command(
     no_hv: bool,
     firmware: str,
     built_in: bool,
+    secure_boot: bool,
+    keys: Path | None,
+    tpm: bool,
     disk: Path | None,
     installed: Path | None,
     kernel: Path | None,
@@ -122,6 +131,9 @@ def command(
         hypervisor=not no_hv,
         firmware=None if firmware in ("ours", "platform") else Path(firmware),
         built_in=ours or built_in,
+        secure_boot=secure_boot,
+        keys=keys,
+        tpm=tpm,
         disk=disk,
         installed=installed,
         kernel=kernel,
@@ -140,7 +152,7 @@ def command(
     )
     request.checked()
     if ours:
-        request = replace(request, firmware=build.ovmf_image(target))
+        request = replace(request, firmware=build.ovmf_image(target, secure_boot=secure_boot))
     folder = runner.logs_folder(keep)
     with progress.Progress(request, verbose) as shown:
         result = runner.run(request, folder, keep_image=keep is not None, observer=shown.reached, listener=shown.heard)

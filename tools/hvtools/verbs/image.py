@@ -2,6 +2,7 @@
 """`hv image`: a disk that starts any UEFI machine into HvDxe."""
 
 import sys
+import tempfile
 from pathlib import Path, PurePosixPath
 
 import click
@@ -10,7 +11,7 @@ from rich.progress import Progress
 from hvtools import build, report, toolchain, ui
 from hvtools.boot.request import parse_added
 from hvtools.errors import HvError, UsageError
-from hvtools.images import disk
+from hvtools.images import disk, signing
 from hvtools.images.fat import check_name
 from hvtools.images.files import human_size
 
@@ -25,6 +26,7 @@ Examples:
   hv image stick.img                              HvDxe, then what the machine boots anyway
   hv image stick.img --write /dev/sdX             the same, and onto a USB stick
   hv image stick.img --kernel vmlinuz --initrd initrd.img --append "root=/dev/sda2"
+  hv image stick.img --keys keys                  for a machine with Secure Boot: enrol keys/db.cer there
   hv boot --disk stick.img                        try it""",
 )
 @click.argument("out", type=_FILE)
@@ -35,6 +37,9 @@ Examples:
 @click.option("--add", "added", multiple=True, metavar="F[:DEST]", help="Further file on the EFI system partition.")
 @click.option(
     "--target", type=click.Choice(build.TARGETS, case_sensitive=False), default="RELEASE", help="Build of HvDxe."
+)
+@click.option(
+    "--keys", type=_FILE, metavar="DIR", help="For Secure Boot: sign what is started, with the keys of this folder."
 )
 @click.option("--write", "device", type=_FILE, metavar="DISK", help="Write the image to this disk, and verify it.")
 @click.option("--yes", is_flag=True, help="Do not ask before writing to a disk.")
@@ -47,6 +52,7 @@ def command(
     append: str,
     added: tuple[str, ...],
     target: str,
+    keys: Path | None,
     device: Path | None,
     yes: bool,
     json_file: Path | None,
@@ -71,7 +77,10 @@ def command(
     if device is not None:
         disk.check_disk(device, 0)  # before the work
     files = _files(target, kernel, initrd, append, further)
-    disk.build_disk(out.absolute(), files, None if size is None else size * _MIB)
+    with tempfile.TemporaryDirectory(prefix="hv-image-") as folder:
+        if keys is not None:
+            files = signing.signed(signing.keys_in(keys), files, Path(folder))
+        disk.build_disk(out.absolute(), files, None if size is None else size * _MIB)
     length = out.stat().st_size
     ui.out.print(f"{out}: {human_size(length)}, {len(files)} files", markup=False)
     if device is not None:
@@ -83,20 +92,7 @@ def _files(
     target: str, kernel: Path | None, initrd: Path | None, append: str, added: dict[PurePosixPath, Path]
 ) -> dict[PurePosixPath, Path | bytes]:
     folder = build.ensure_built(target).folder
-    files: dict[PurePosixPath, Path | bytes] = {
-        disk.START: folder / "HvStart.efi",
-        disk.DRIVER: folder / "HvDxe.efi",
-    }
-    if kernel is not None:
-        files[disk.KERNEL] = kernel
-        words = ["\\" + str(disk.KERNEL).replace("/", "\\")]
-        if initrd is not None:
-            files[disk.INITRD] = initrd
-            words.append("initrd=\\" + str(disk.INITRD).replace("/", "\\"))
-        line = " ".join([*words, append.strip()]).strip()
-        if not line.isascii() or not line.isprintable() or len(line) > disk.COMMAND_MAX:
-            raise UsageError(f"--append: must be printable ASCII, {disk.COMMAND_MAX} characters with the kernel's name")
-        files[disk.COMMAND] = f"{line}\n".encode("ascii")
+    files = disk.starter(folder / "HvStart.efi", folder / "HvDxe.efi", kernel, initrd, append)
     for path, source in added.items():
         check_name(path)
         if path in files:
