@@ -147,38 +147,6 @@ typedef struct {
   UINT8           Fetched[15]; ///< instruction bytes, where the processor gives them
 } HV_EXIT;
 
-#define HV_DECODED_WORDS  7 ///< five levels of tables, and two words of code
-
-#pragma pack(1)
-
-///
-/// A word of the guest's memory that need not be aligned.
-///
-typedef struct {
-  UINT64    Value;
-} HV_WORD;
-
-#pragma pack()
-
-///
-/// An instruction that was decoded, and all that it depends on: the same again is not decoded again. The words of memory
-/// that were read for it are compared, so that it is right even where the guest changes its tables or its code.
-///
-typedef struct {
-  UINT64                    Rip;
-  UINT64                    CsBase;
-  UINT64                    Cr0;
-  UINT64                    Cr3;
-  UINT64                    Cr4;
-  UINT64                    Efer;
-  UINT16                    CsAttributes;
-  UINT8                     Cpl;
-  UINT8                     Words;                   ///< 0: there is none
-  CONST volatile HV_WORD    *Word[HV_DECODED_WORDS];
-  UINT64                    Value[HV_DECODED_WORDS];
-  HV_INSN                   Insn;
-} HV_DECODED;
-
 #define HV_KNOWN_ENTRIES  4 ///< tables of a walk in 64-bit mode, but with 5 levels
 #define HV_KNOWN_BYTES    8 ///< of an instruction that is remembered
 
@@ -190,7 +158,7 @@ typedef struct {
   UINT64        Rip;
   UINT64        Cr3;
   UINT64        Cr4;
-  UINT64        Efer;
+  UINT64        Efer;                               ///< with SVME, as in a VMCB
   UINT16        CsAttributes;                       ///< with CPL in it, for the segment is not a conforming one; 0: none
   UINT64        Bytes;
   UINT64        Mask;                               ///< of those of Bytes that are the instruction's
@@ -198,7 +166,10 @@ typedef struct {
   CONST VOID    *Entry[HV_KNOWN_ENTRIES];           ///< those that a walk does not have point to EntryValue
   UINT64        EntryValue[HV_KNOWN_ENTRIES];
   HV_INSN       Insn;
+  UINT64        Reserved[5];
 } HV_KNOWN_INSN;
+
+STATIC_ASSERT (sizeof (HV_KNOWN_INSN) == 256, "a shift finds the one of a RIP");
 
 #define HV_KNOWN_INSNS  8
 
@@ -220,7 +191,7 @@ struct _HV_VCPU {
   BOOLEAN     StepGuestTf;    ///< the guest's own TF while NmiStepping
   BOOLEAN     StepIret;       ///< the step is over the IRET itself, which brings flags of its own
   UINT64      NmiIretRip;
-  HV_DECODED  Decoded;
+  HV_INSN     Insn;           ///< the last one that was decoded
   HV_KNOWN_INSN  Known[HV_KNOWN_INSNS]; ///< by RIP
 };
 
@@ -314,17 +285,18 @@ typedef struct {
 #define HV_CPUID_HIDDEN_MAX  8
 
 ///
-/// What the root sees otherwise than the processor says, in one register.
+/// What the root sees otherwise than the processor says.
 ///
 typedef struct {
   UINT32    Leaf;
   UINT32    SubLeaf;     ///< where SubLeafMask is not 0
   UINT32    SubLeafMask; ///< 0 for every subleaf
-  UINT32    Gpr;         ///< index in HV_REGS
-  UINT32    Keep;        ///< bits that are the processor's
-  UINT32    Set;
-  UINT32    Mirror;      ///< bit that is 1 while this one of the guest's CR4 is
+  UINT32    Mirror;      ///< bit of ECX that is 1 while this one of the guest's CR4 is
   UINT32    Cr4;
+  UINT32    Keep[4];     ///< by HV_CPUID_REG_*: bits that are the processor's
+  UINT32    Set[4];
+  UINT32    More;        ///< not 0: the next row is of the same leaf
+  UINT32    Reserved[2];
 } HV_CPUID_ROW;
 
 #define HV_CPUID_NO_LEAF   MAX_UINT32

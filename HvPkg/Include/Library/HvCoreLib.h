@@ -10,6 +10,8 @@
 #include <Hv/HvFinding.h>
 #include <Hv/HvTypes.h>
 #include <Generated/HvCpuid.h>
+#include <Generated/HvHypercall.h>
+#include <Generated/HvMsr.h>
 
 ///
 /// One requirement of a backend, as a check found it.
@@ -304,7 +306,7 @@ HvCoreCpuidMirrorsCr4 (
   IN UINT32  Leaf
   )
 {
-  return (BOOLEAN)((Leaf == HV_CPUID_1) || (Leaf == HV_CPUID_7));
+  return (BOOLEAN)((Leaf & ~6U) == 1); // 1 and 7; 3 and 5 are not worth a comparison of their own
 }
 
 /**
@@ -324,29 +326,58 @@ HvCoreQuickCpuid (
   );
 
 /**
-  VMCALL or VMMCALL.
+  Whether VMCALL or VMMCALL is one that HvCoreQuickCall carries out: the null call, which measures this path.
+
+  @param[in] Vcpu  The vCPU that made the exit.
+  @param[in] Cpl   Its privilege level.
+
+  @par Context: Host
+**/
+STATIC HV_INLINE BOOLEAN
+HvCoreIsQuickCall (
+  IN CONST HV_VCPU  *Vcpu,
+  IN UINT8          Cpl
+  )
+{
+  return (BOOLEAN)((Cpl == 0) && (Vcpu->Regs.Rax == HV_HC_NULL));
+}
+
+/**
+  VMCALL or VMMCALL, where HvCoreIsQuickCall says so.
 
   @param[in,out] Vcpu  The vCPU that made the exit.
-  @param[in]     Cpl   Its privilege level.
 
-  @retval TRUE   Dealt with.
-  @retval FALSE  Not.
+  @retval TRUE  Dealt with, always.
 
   @par Context: Host
 **/
 BOOLEAN
 HvCoreQuickCall (
-  IN OUT HV_VCPU  *Vcpu,
-  IN     UINT8    Cpl
+  IN OUT HV_VCPU  *Vcpu
   );
 
 /**
-  WRMSR.
+  Whether WRMSR is one that HvCoreQuickWrmsr carries out: an ordinary IPI in x2APIC mode.
+
+  @param[in] Vcpu  The vCPU that made the exit.
+
+  @par Context: Host
+**/
+STATIC HV_INLINE BOOLEAN
+HvCoreIsQuickWrmsr (
+  IN CONST HV_VCPU  *Vcpu
+  )
+{
+  return (BOOLEAN)(((UINT32)Vcpu->Regs.Rcx == HV_MSR_X2APIC_ICR) && Vcpu->Cpu->X2Apic &&
+                   HvApicIsFixed ((UINT32)Vcpu->Regs.Rax));
+}
+
+/**
+  WRMSR, where HvCoreIsQuickWrmsr says so.
 
   @param[in,out] Vcpu  The vCPU that made the exit.
 
-  @retval TRUE   Dealt with: it was an ordinary IPI in x2APIC mode.
-  @retval FALSE  Not.
+  @retval TRUE  Dealt with, always.
 
   @par Context: Host
 **/
@@ -382,7 +413,7 @@ HvCoreQuickStore (
   @param[in] Rip           As HvCoreDecode found them.
   @param[in] Cr3           The same.
   @param[in] Cr4           The same.
-  @param[in] Efer          The same.
+  @param[in] Efer          With SVME, as in a VMCB.
   @param[in] CsAttributes  The same.
 
   @return  The instruction, or NULL.
@@ -402,6 +433,7 @@ HvCoreKnownInsn (
   CONST HV_KNOWN_INSN  *Known;
 
   Known = &Vcpu->Known[Rip % HV_KNOWN_INSNS];
+  __asm__ ("" : "+r" (Known)); // the address is not made a second time
   if ((Known->Rip != Rip) || (Known->Cr3 != Cr3) || (Known->Cr4 != Cr4) || (Known->Efer != Efer) ||
       (Known->CsAttributes != CsAttributes))
   {

@@ -139,39 +139,35 @@ HvHostWriteMsr (
   );
 
 /**
-  CPUID in a guest's registers: EAX and ECX say what, and the answer takes all of RAX, RBX, RCX and RDX.
+  CPUID.
 
-  @param[in,out] Regs  The registers.
+  @param[in,out] Rax  The leaf.
+  @param[out]    Rbx  All four answers have 32 bits.
+  @param[in,out] Rcx  The subleaf.
+  @param[out]    Rdx  As Rbx.
 
   @par Context: Host
 **/
-STATIC inline VOID
+STATIC HV_INLINE VOID
 HvHostCpuid (
-  IN OUT HV_REGS  *Regs
+  IN OUT UINT64  *Rax,
+  OUT    UINT64  *Rbx,
+  IN OUT UINT64  *Rcx,
+  OUT    UINT64  *Rdx
   )
 {
  #ifdef HV_HOST_FAKE
   UINT32  Answer[4];
 
   // The tests of the core replace BaseLib.
-  AsmCpuidEx ((UINT32)Regs->Rax, (UINT32)Regs->Rcx, &Answer[0], &Answer[1], &Answer[2], &Answer[3]);
-  Regs->Rax = Answer[0];
-  Regs->Rbx = Answer[1];
-  Regs->Rcx = Answer[2];
-  Regs->Rdx = Answer[3];
+  AsmCpuidEx ((UINT32)*Rax, (UINT32)*Rcx, &Answer[0], &Answer[1], &Answer[2], &Answer[3]);
+  *Rax = Answer[0];
+  *Rbx = Answer[1];
+  *Rcx = Answer[2];
+  *Rdx = Answer[3];
  #else
-  UINT64  Rax;
-  UINT64  Rbx;
-  UINT64  Rcx;
-  UINT64  Rdx;
-
-  Rax = Regs->Rax;
-  Rcx = Regs->Rcx;
-  __asm__ __volatile__ ("cpuid" : "+a" (Rax), "=b" (Rbx), "+c" (Rcx), "=d" (Rdx));
-  Regs->Rax = Rax;
-  Regs->Rbx = Rbx;
-  Regs->Rcx = Rcx;
-  Regs->Rdx = Rdx;
+  // RBX, which a function has to keep, costs less so than on the stack.
+  __asm__ __volatile__ ("movq %%rbx, %1; cpuid; xchgq %%rbx, %1" : "+a" (*Rax), "=&r" (*Rbx), "+c" (*Rcx), "=&d" (*Rdx));
  #endif
 }
 

@@ -42,38 +42,25 @@ VOID
   );
 
 /**
-  Answers CPUID as the root sees it, in the vCPU's registers.
+  Counts an exit that was dealt with in the switch.
 
-  @param[in,out] Vcpu  The vCPU; EAX and ECX are the question.
-  @param[in]     Cr4   The guest's, where HvCoreCpuidMirrorsCr4 says so.
-
-  @par Context: Host
-**/
-VOID
-HvCoreCpuid (
-  IN OUT HV_VCPU  *Vcpu,
-  IN     UINT64   Cr4
-  );
-
-/**
-  Carries out a hypercall that needs nothing but its number.
-
-  @param[in]  Call    The number.
-  @param[out] Result  What the guest gets.
-
-  @retval TRUE   It is such a call.
-  @retval FALSE  It is another.
+  @param[in,out] Cpu   This processor.
+  @param[in]     Kind  Its kind.
 
   @par Context: Host
 **/
-BOOLEAN
-HvCoreSimpleCall (
-  IN  UINT64  Call,
-  OUT UINT64  *Result
-  );
+STATIC HV_INLINE VOID
+HvCoreCountQuick (
+  IN OUT HV_CPU        *Cpu,
+  IN     HV_EXIT_KIND  Kind
+  )
+{
+  Cpu->Entered = HV_ENTERED_RAN;
+  Cpu->Exits[Kind]++;
+}
 
 /**
-  CPUID: answered as HvCoreCpuid says.
+  CPUID: the processor's answer, with what the policy changes.
 
   @param[in,out] Cpu   This processor.
   @param[in,out] Vcpu  The virtual processor that it holds.

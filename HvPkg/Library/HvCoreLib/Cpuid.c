@@ -25,12 +25,11 @@ STATIC CONST struct {
   UINT32    Leaf;
   UINT32    SubLeaf;
   UINT32    SubLeafMask;
-  UINT32    Register;
-  UINT32    Bit;
+  UINT32    Bit; ///< of ECX
   UINT32    Cr4;
 } mMirrors[] = {
-  { HV_CPUID_1, 0, 0,          HV_CPUID_REG_ECX, HV_CPUID_1_ECX_OSXSAVE, HV_CR4_OSXSAVE },
-  { HV_CPUID_7, 0, MAX_UINT32, HV_CPUID_REG_ECX, HV_CPUID_7_ECX_OSPKE,   HV_CR4_PKE     },
+  { HV_CPUID_1, 0, 0,          HV_CPUID_1_ECX_OSXSAVE, HV_CR4_OSXSAVE },
+  { HV_CPUID_7, 0, MAX_UINT32, HV_CPUID_7_ECX_OSPKE,   HV_CR4_PKE     },
 };
 
 STATIC_ASSERT (ARRAY_SIZE (mPolicy) + ARRAY_SIZE (mMirrors) + HV_CPUID_HIDDEN_MAX < HV_CPUID_ROWS_MAX, "HvTypes.h");
@@ -55,7 +54,7 @@ FirstRow (
 }
 
 ///
-/// The row for a register of a leaf: a new one, if there is none. The rows of a leaf stand together.
+/// The row for a leaf: a new one, if there is none. The rows of a leaf stand together, and all that match are applied.
 ///
 STATIC
 HV_CPUID_ROW *
@@ -63,17 +62,15 @@ RowFor (
   IN OUT HV_HOST  *Host,
   IN     UINT32   Leaf,
   IN     UINT32   SubLeaf,
-  IN     UINT32   SubLeafMask,
-  IN     UINT32   Register
+  IN     UINT32   SubLeafMask
   )
 {
-  STATIC CONST UINT8  Gpr[4] = { HV_REGS_RAX / 8, HV_REGS_RBX / 8, HV_REGS_RCX / 8, HV_REGS_RDX / 8 };
-  HV_CPUID_ROW        *Row;
-  HV_CPUID_ROW        *End;
-  UINTN               Index;
+  HV_CPUID_ROW  *Row;
+  HV_CPUID_ROW  *End;
+  UINTN         Index;
 
   for (Row = Host->CpuidRow; (Row->Leaf != HV_CPUID_NO_LEAF) && (Row->Leaf <= Leaf); Row++) {
-    if ((Row->Leaf == Leaf) && (Row->SubLeaf == SubLeaf) && (Row->SubLeafMask == SubLeafMask) && (Row->Gpr == Gpr[Register])) {
+    if ((Row->Leaf == Leaf) && (Row->SubLeaf == SubLeaf) && (Row->SubLeafMask == SubLeafMask)) {
       return Row;
     }
   }
@@ -83,18 +80,45 @@ RowFor (
 
   CopyMem (Row + 1, Row, (UINTN)(End + 1) - (UINTN)Row);
   ZeroMem (Row, sizeof (*Row));
+  SetMem (Row->Keep, sizeof (Row->Keep), 0xFF);
   Row->Leaf        = Leaf;
   Row->SubLeaf     = SubLeaf;
   Row->SubLeafMask = SubLeafMask;
-  Row->Gpr         = Gpr[Register];
-  Row->Keep        = MAX_UINT32;
-  for (Index = ARRAY_SIZE (Host->CpuidRow); Index-- > 0;) {
-    if (Host->CpuidRow[Index].Leaf < HV_CPUID_NO_LEAF) {
+  for (Index = ARRAY_SIZE (Host->CpuidRow) - 1; Index-- > 0;) {
+    if (Host->CpuidRow[Index].Leaf != HV_CPUID_NO_LEAF) {
       *FirstRow (Host, Host->CpuidRow[Index].Leaf) = (UINT8)(Index + 1);
+      Host->CpuidRow[Index].More                   = (Host->CpuidRow[Index + 1].Leaf == Host->CpuidRow[Index].Leaf) ? 1 : 0;
     }
   }
 
   return Row;
+}
+
+STATIC
+BOOLEAN
+HasLeaf (
+  IN UINT32  Leaf
+  )
+{
+  UINT32  Max;
+
+  AsmCpuid (Leaf & HV_CPUID_80000000, &Max, NULL, NULL, NULL);
+  return (BOOLEAN)(Leaf <= Max);
+}
+
+STATIC
+BOOLEAN
+HasBits (
+  IN UINT32  Leaf,
+  IN UINT32  SubLeaf,
+  IN UINT32  Register,
+  IN UINT32  Bits
+  )
+{
+  UINT32  Value[4];
+
+  AsmCpuidEx (Leaf, SubLeaf, &Value[0], &Value[1], &Value[2], &Value[3]);
+  return (BOOLEAN)((Value[Register] & Bits) != 0);
 }
 
 ///
@@ -107,11 +131,7 @@ IsNeeded (
   IN UINTN  Index
   )
 {
-  UINT32  Max;
-  UINT32  Register[4];
-
-  AsmCpuid (mPolicy[Index].Leaf & HV_CPUID_80000000, &Max, NULL, NULL, NULL);
-  if (mPolicy[Index].Leaf > Max) {
+  if (!HasLeaf (mPolicy[Index].Leaf)) {
     return FALSE;
   }
 
@@ -119,8 +139,7 @@ IsNeeded (
     return TRUE;
   }
 
-  AsmCpuidEx (mPolicy[Index].Leaf, mPolicy[Index].SubLeaf, &Register[0], &Register[1], &Register[2], &Register[3]);
-  return (BOOLEAN)((Register[mPolicy[Index].Register] & mPolicy[Index].Clear) != 0);
+  return HasBits (mPolicy[Index].Leaf, mPolicy[Index].SubLeaf, mPolicy[Index].Register, mPolicy[Index].Clear);
 }
 
 VOID
@@ -128,9 +147,10 @@ HvCoreCpuidPrepare (
   IN OUT HV_HOST  *Host
   )
 {
-  HV_CPUID_ROW  *Row;
-  UINTN         Index;
-  BOOLEAN       Any;
+  CONST HV_CPUID_HIDDEN  *Hidden;
+  HV_CPUID_ROW           *Row;
+  UINTN                  Index;
+  BOOLEAN                Any;
 
   ZeroMem (Host->CpuidFirst, sizeof (Host->CpuidFirst));
   for (Index = 0; Index < ARRAY_SIZE (Host->CpuidRow); Index++) {
@@ -142,40 +162,26 @@ HvCoreCpuidPrepare (
       continue;
     }
 
-    Any       = (BOOLEAN)(mPolicy[Index].SubLeaf == HV_CPUID_ANY_SUBLEAF);
-    Row       = RowFor (
-                  Host,
-                  mPolicy[Index].Leaf,
-                  Any ? 0 : mPolicy[Index].SubLeaf,
-                  Any ? 0 : MAX_UINT32,
-                  mPolicy[Index].Register
-                  );
-    Row->Keep = ~mPolicy[Index].Clear;
-    Row->Set  = mPolicy[Index].Set;
+    Any = (BOOLEAN)(mPolicy[Index].SubLeaf == HV_CPUID_ANY_SUBLEAF);
+    Row = RowFor (Host, mPolicy[Index].Leaf, Any ? 0 : mPolicy[Index].SubLeaf, Any ? 0 : MAX_UINT32);
+
+    Row->Keep[mPolicy[Index].Register] &= ~mPolicy[Index].Clear;
+    Row->Set[mPolicy[Index].Register]  |= mPolicy[Index].Set;
   }
 
   for (Index = 0; Index < ARRAY_SIZE (mMirrors); Index++) {
-    Row = RowFor (
-            Host,
-            mMirrors[Index].Leaf,
-            mMirrors[Index].SubLeaf,
-            mMirrors[Index].SubLeafMask,
-            mMirrors[Index].Register
-            );
-    Row->Keep  &= ~mMirrors[Index].Bit;
-    Row->Mirror = mMirrors[Index].Bit;
-    Row->Cr4    = mMirrors[Index].Cr4;
+    Row                          = RowFor (Host, mMirrors[Index].Leaf, mMirrors[Index].SubLeaf, mMirrors[Index].SubLeafMask);
+    Row->Keep[HV_CPUID_REG_ECX] &= ~mMirrors[Index].Bit;
+    Row->Mirror                  = mMirrors[Index].Bit;
+    Row->Cr4                     = mMirrors[Index].Cr4;
   }
 
   for (Index = 0; Index < Host->HiddenCount; Index++) {
-    Row = RowFor (
-            Host,
-            Host->Hidden[Index].Leaf,
-            Host->Hidden[Index].SubLeaf,
-            MAX_UINT32,
-            Host->Hidden[Index].Register
-            );
-    Row->Keep &= ~Host->Hidden[Index].Bits;
+    Hidden = &Host->Hidden[Index];
+    if (HasLeaf (Hidden->Leaf) && HasBits (Hidden->Leaf, Hidden->SubLeaf, Hidden->Register, Hidden->Bits)) {
+      Row                          = RowFor (Host, Hidden->Leaf, Hidden->SubLeaf, MAX_UINT32);
+      Row->Keep[Hidden->Register] &= ~Hidden->Bits;
+    }
   }
 }
 
@@ -184,30 +190,44 @@ HvCoreCpuidPrepare (
 ///
 STATIC
 HV_NOINLINE
-VOID
+BOOLEAN
 Change (
   IN OUT HV_REGS             *Regs,
-  IN     CONST HV_CPUID_ROW  *Row,
-  IN     UINT64              Cr4
+  IN     UINT64              Cr4,
+  IN     CONST HV_CPUID_ROW  *Row
   )
 {
-  UINT32  Leaf;
   UINT32  SubLeaf;
+  UINT64  Rax;
+  UINT64  Rbx;
+  UINT64  Rcx;
+  UINT64  Rdx;
 
-  Leaf    = Row->Leaf;
   SubLeaf = (UINT32)Regs->Rcx;
-  HvHostCpuid (Regs);
-  do {
+  Rax     = Regs->Rax;
+  Rcx     = Regs->Rcx;
+  HvHostCpuid (&Rax, &Rbx, &Rcx, &Rdx);
+  for ( ; ; Row++) {
     if (((Row->SubLeaf ^ SubLeaf) & Row->SubLeafMask) == 0) {
-      Regs->Index[Row->Gpr] &= Row->Keep;
-      Regs->Index[Row->Gpr] |= Row->Set;
+      Rax = ((UINT32)Rax & Row->Keep[HV_CPUID_REG_EAX]) | Row->Set[HV_CPUID_REG_EAX];
+      Rbx = ((UINT32)Rbx & Row->Keep[HV_CPUID_REG_EBX]) | Row->Set[HV_CPUID_REG_EBX];
+      Rcx = ((UINT32)Rcx & Row->Keep[HV_CPUID_REG_ECX]) | Row->Set[HV_CPUID_REG_ECX];
+      Rdx = ((UINT32)Rdx & Row->Keep[HV_CPUID_REG_EDX]) | Row->Set[HV_CPUID_REG_EDX];
       if ((Cr4 & Row->Cr4) != 0) {
-        Regs->Index[Row->Gpr] |= Row->Mirror;
+        Rcx |= Row->Mirror;
       }
     }
 
-    Row++;
-  } while (Row->Leaf == Leaf);
+    if (Row->More == 0) {
+      break;
+    }
+  }
+
+  Regs->Rax = Rax;
+  Regs->Rbx = Rbx;
+  Regs->Rcx = Rcx;
+  Regs->Rdx = Rdx;
+  return TRUE;
 }
 
 ///
@@ -215,17 +235,16 @@ Change (
 ///
 STATIC
 HV_NOINLINE
-VOID
+BOOLEAN
 AnswerOwn (
-  IN OUT HV_VCPU  *Vcpu,
-  IN     UINT32   Leaf
+  IN OUT HV_VCPU  *Vcpu
   )
 {
   HV_REGS  *Regs;
   UINT64   Status;
 
   Regs = &Vcpu->Regs;
-  switch (Leaf) {
+  switch ((UINT32)Regs->Rax) {
     case HV_CPUID_40000000:
       Regs->Rax = HV_CPUID_HYPERVISOR_MAX;
       Regs->Rbx = HV_CPUID_SIGNATURE_EBX;
@@ -251,28 +270,70 @@ AnswerOwn (
       Regs->Rcx = 0;
       Regs->Rdx = 0;
   }
+
+  return TRUE;
 }
 
-VOID
-HvCoreCpuid (
+///
+/// The processor's own answer.
+///
+STATIC HV_INLINE
+BOOLEAN
+AnswerProcessors (
+  IN OUT HV_REGS  *Regs
+  )
+{
+  UINT64  Rax;
+  UINT64  Rbx;
+  UINT64  Rcx;
+  UINT64  Rdx;
+
+  Rax = Regs->Rax;
+  Rcx = Regs->Rcx;
+  HvHostCpuid (&Rax, &Rbx, &Rcx, &Rdx);
+  Regs->Rax = Rax;
+  Regs->Rbx = Rbx;
+  Regs->Rcx = Rcx;
+  Regs->Rdx = Rdx;
+  return TRUE;
+}
+
+///
+/// Answers in the vCPU's registers. TRUE always, so that HvCoreQuickCpuid can end in it.
+///
+STATIC HV_INLINE
+BOOLEAN
+Answer (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT64   Cr4,
+  IN     HV_HOST  *Host
+  )
+{
+  CONST UINT8  *First;
+  UINT32       Leaf;
+
+  Leaf  = (UINT32)Vcpu->Regs.Rax;
+  First = FirstRow (Host, Leaf);
+  if ((First != NULL) && (*First != 0)) {
+    return Change (&Vcpu->Regs, Cr4, Host->CpuidRow + *First - 1);
+  }
+
+  return ((Leaf & 0xF0000000) == HV_CPUID_40000000) ? AnswerOwn (Vcpu) : AnswerProcessors (&Vcpu->Regs);
+}
+
+BOOLEAN
+HvCoreQuickCpuid (
   IN OUT HV_VCPU  *Vcpu,
   IN     UINT64   Cr4
   )
 {
-  HV_HOST      *Host;
-  CONST UINT8  *First;
-  UINT32       Leaf;
+  HV_CPU   *Cpu;
+  HV_HOST  *Host;
 
-  Host  = Vcpu->Cpu->Host;
-  Leaf  = (UINT32)Vcpu->Regs.Rax;
-  First = FirstRow (Host, Leaf);
-  if ((First != NULL) && (*First != 0)) {
-    Change (&Vcpu->Regs, &Host->CpuidRow[*First - 1], Cr4);
-  } else if ((Leaf & 0xF0000000) == HV_CPUID_40000000) {
-    AnswerOwn (Vcpu, Leaf);
-  } else {
-    HvHostCpuid (&Vcpu->Regs);
-  }
+  Cpu  = Vcpu->Cpu;
+  Host = Cpu->Host;
+  HvCoreCountQuick (Cpu, HvExitCpuid);
+  return Answer (Vcpu, Cr4, Host);
 }
 
 VOID
@@ -289,7 +350,7 @@ HvOnCpuid (
     Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CR4, &State);
   }
 
-  HvCoreCpuid (Vcpu, State.Cr4);
+  Answer (Vcpu, State.Cr4, Cpu->Host);
   HvCoreRetire (Cpu, Vcpu, Exit, 0);
 }
 

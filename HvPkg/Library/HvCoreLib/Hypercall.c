@@ -29,24 +29,6 @@ BootDone (
   }
 }
 
-BOOLEAN
-HvCoreSimpleCall (
-  IN  UINT64  Call,
-  OUT UINT64  *Result
-  )
-{
-  switch (Call) {
-    case HV_HC_NULL:
-      *Result = HV_HC_OK;
-      return TRUE;
-    case HV_HC_VERSION:
-      *Result = HV_CPUID_INTERFACE_VERSION;
-      return TRUE;
-    default:
-      return FALSE;
-  }
-}
-
 VOID
 HvOnHypercall (
   IN OUT HV_CPU   *Cpu,
@@ -70,11 +52,13 @@ HvOnHypercall (
   }
 
   HvCoreRetire (Cpu, Vcpu, Exit, 0);
-  if (HvCoreSimpleCall (Call, &Vcpu->Regs.Rax)) {
-    return;
-  }
-
   switch (Call) {
+    case HV_HC_NULL:
+      Vcpu->Regs.Rax = HV_HC_OK;
+      break;
+    case HV_HC_VERSION:
+      Vcpu->Regs.Rax = HV_CPUID_INTERFACE_VERSION;
+      break;
     case HV_HC_BOOT_DONE:
       BootDone (Cpu);
       Vcpu->Regs.Rax = HV_HC_OK;

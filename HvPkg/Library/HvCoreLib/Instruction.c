@@ -91,23 +91,11 @@ LogDecodeFailure (
 /// What reads the guest's memory for a fetch, and notes what it read: the entries of its tables, then the code.
 ///
 typedef struct {
-  HV_HOST       *Host;
-  HV_DECODED    *Decoded;
-  BOOLEAN       Keep;
+  HV_HOST          *Host;
+  UINTN            Entries;
+  BOOLEAN          Keep;    ///< all of it is in Known
+  HV_KNOWN_INSN    Known;
 } FETCH;
-
-STATIC
-VOID
-Note (
-  IN OUT HV_DECODED  *Decoded,
-  IN     UINT64      Gpa,
-  IN     CONST VOID  *Buffer
-  )
-{
-  Decoded->Word[Decoded->Words]  = (CONST volatile HV_WORD *)(UINTN)Gpa;
-  Decoded->Value[Decoded->Words] = ((CONST HV_WORD *)Buffer)->Value;
-  Decoded->Words++;
-}
 
 STATIC
 RETURN_STATUS
@@ -119,58 +107,27 @@ FetchRead (
   IN  UINTN   Size
   )
 {
-  STATIC CONST UINTN  Rest = HV_INSTRUCTION_MAX - sizeof (HV_WORD);
-  FETCH               *Fetch;
-  HV_DECODED          *Decoded;
-  RETURN_STATUS       Status;
+  FETCH          *Fetch;
+  HV_KNOWN_INSN  *Known;
+  RETURN_STATUS  Status;
 
-  Fetch   = Context;
-  Decoded = Fetch->Decoded;
-  Status  = HvCoreReadGuest (Fetch->Host, Gpa, Buffer, Size);
-  if (RETURN_ERROR (Status) || HvCoreIsHostMemory (Fetch->Host, Gpa) || (Decoded->Words + 2 > HV_DECODED_WORDS)) {
+  Fetch  = Context;
+  Known  = &Fetch->Known;
+  Status = HvCoreReadGuest (Fetch->Host, Gpa, Buffer, Size);
+  if (RETURN_ERROR (Status) || HvCoreIsHostMemory (Fetch->Host, Gpa)) {
     Fetch->Keep = FALSE;
-  } else if (Size == sizeof (HV_WORD)) {
-    Note (Decoded, Gpa, Buffer);
+  } else if ((Size == sizeof (UINT64)) && (Fetch->Entries < HV_KNOWN_ENTRIES)) {
+    Known->Entry[Fetch->Entries] = (CONST VOID *)(UINTN)Gpa;
+    CopyMem (&Known->EntryValue[Fetch->Entries], Buffer, sizeof (UINT64));
+    Fetch->Entries++;
   } else if (Size == HV_INSTRUCTION_MAX) {
-    Note (Decoded, Gpa, Buffer);
-    Note (Decoded, Gpa + Rest, (UINT8 *)Buffer + Rest);
+    Known->Code  = (CONST VOID *)(UINTN)Gpa;
+    CopyMem (&Known->Bytes, Buffer, sizeof (Known->Bytes));
   } else {
-    Fetch->Keep = FALSE; // entries of 4 bytes, or code on two pages
+    Fetch->Keep = FALSE; // a fifth level, entries of 4 bytes, or code on two pages
   }
 
   return Status;
-}
-
-///
-/// Whether the instruction at RIP is the one that was decoded last.
-///
-STATIC
-BOOLEAN
-IsDecoded (
-  IN CONST HV_VCPU        *Vcpu,
-  IN CONST HV_VCPU_STATE  *State
-  )
-{
-  CONST HV_DECODED  *Decoded;
-  CONST HV_SEGMENT  *Cs;
-  UINTN             Index;
-
-  Decoded = &Vcpu->Decoded;
-  Cs      = &State->Segment[HvSegmentCs];
-  if ((Decoded->Words == 0) || (Decoded->Rip != Vcpu->Regs.Rip) || (Decoded->CsBase != Cs->Base) ||
-      (Decoded->CsAttributes != Cs->Attributes) || (Decoded->Cr0 != State->Cr0) || (Decoded->Cr3 != State->Cr3) ||
-      (Decoded->Cr4 != State->Cr4) || (Decoded->Efer != State->Efer) || (Decoded->Cpl != State->Cpl))
-  {
-    return FALSE;
-  }
-
-  for (Index = 0; Index < Decoded->Words; Index++) {
-    if (Decoded->Word[Index]->Value != Decoded->Value[Index]) {
-      return FALSE;
-    }
-  }
-
-  return TRUE;
 }
 
 ///
@@ -183,36 +140,19 @@ FetchBytes (
   IN OUT HV_VCPU              *Vcpu,
   IN     CONST HV_VCPU_STATE  *State,
   IN     UINT64               Linear,
+  IN OUT FETCH                *Fetch,
   OUT    UINT8                *Bytes,
   OUT    UINTN                *Count,
   OUT    HV_PAGE_FAULT        *Fault
   )
 {
   HV_GUEST_PAGING  Paging;
-  HV_DECODED       *Decoded;
-  FETCH            Fetch;
   RETURN_STATUS    Status;
 
-  Decoded               = &Vcpu->Decoded;
-  Decoded->Rip          = Vcpu->Regs.Rip;
-  Decoded->CsBase       = State->Segment[HvSegmentCs].Base;
-  Decoded->CsAttributes = State->Segment[HvSegmentCs].Attributes;
-  Decoded->Cr0          = State->Cr0;
-  Decoded->Cr3          = State->Cr3;
-  Decoded->Cr4          = State->Cr4;
-  Decoded->Efer         = State->Efer;
-  Decoded->Cpl          = State->Cpl;
-  Decoded->Words        = 0;
-
-  Fetch.Host    = Cpu->Host;
-  Fetch.Decoded = Decoded;
-  Fetch.Keep    = (BOOLEAN)(!State->PdpteLoaded || ((State->Efer & HV_EFER_LMA) != 0));
+  Fetch->Keep    = TRUE;
+  Fetch->Entries = 0;
   HvCoreGuestPaging (Vcpu, State, &Paging);
-  Status = HvGuestFetch (&Paging, Linear, FetchRead, &Fetch, Bytes, Count, Fault);
-  if (!Fetch.Keep) {
-    Decoded->Words = 0;
-  }
-
+  Status = HvGuestFetch (&Paging, Linear, FetchRead, Fetch, Bytes, Count, Fault);
   if (Status == RETURN_ACCESS_DENIED) {
     // Another processor may have changed the tables since.
     HvCoreRaisePageFault (Vcpu, Fault->ErrorCode, Fault->Cr2);
@@ -235,38 +175,33 @@ FetchBytes (
 STATIC
 VOID
 Remember (
-  IN OUT HV_VCPU  *Vcpu
+  IN OUT HV_VCPU              *Vcpu,
+  IN     CONST HV_VCPU_STATE  *State,
+  IN OUT FETCH                *Fetch
   )
 {
-  CONST HV_DECODED  *Decoded;
-  HV_KNOWN_INSN     *Known;
-  UINTN             Entries;
-  UINTN             Index;
+  HV_KNOWN_INSN  *Known;
+  UINT16         CsAttributes;
 
-  // The last two words are the code's.
-  Decoded = &Vcpu->Decoded;
-  if ((Decoded->Words < 3) || (Decoded->Words - 2 > HV_KNOWN_ENTRIES) || (Decoded->Insn.Mode != 64) ||
-      (Decoded->Insn.Length > HV_KNOWN_BYTES) || ((Decoded->CsAttributes & HV_SEGMENT_CONFORMING) != 0))
+  CsAttributes = State->Segment[HvSegmentCs].Attributes;
+  if (!Fetch->Keep || (Fetch->Entries == 0) || (Vcpu->Insn.Mode != 64) || (Vcpu->Insn.Length > HV_KNOWN_BYTES) ||
+      ((CsAttributes & HV_SEGMENT_CONFORMING) != 0))
   {
     return;
   }
 
-  Entries             = Decoded->Words - 2;
-  Known               = &Vcpu->Known[Decoded->Rip % HV_KNOWN_INSNS];
-  Known->Rip          = Decoded->Rip;
-  Known->Cr3          = Decoded->Cr3;
-  Known->Cr4          = Decoded->Cr4;
-  Known->Efer         = Decoded->Efer;
-  Known->CsAttributes = Decoded->CsAttributes;
-  Known->Code         = (CONST VOID *)(UINTN)Decoded->Word[Entries];
-  Known->Bytes        = Decoded->Value[Entries];
-  Known->Mask         = MAX_UINT64 >> (64 - 8 * Decoded->Insn.Length);
-  for (Index = 0; Index < HV_KNOWN_ENTRIES; Index++) {
-    Known->EntryValue[Index] = (Index < Entries) ? Decoded->Value[Index] : 0;
-    Known->Entry[Index]      = (Index < Entries) ? (CONST VOID *)(UINTN)Decoded->Word[Index] : &Known->EntryValue[Index];
+  Known = &Vcpu->Known[Vcpu->Regs.Rip % HV_KNOWN_INSNS];
+  CopyMem (Known, &Fetch->Known, sizeof (*Known));
+  Known->Rip          = Vcpu->Regs.Rip;
+  Known->Cr3          = State->Cr3;
+  Known->Cr4          = State->Cr4;
+  Known->Efer         = State->Efer | HV_EFER_SVME;
+  Known->CsAttributes = CsAttributes;
+  Known->Mask         = MAX_UINT64 >> (64 - 8 * Vcpu->Insn.Length);
+  CopyMem (&Known->Insn, &Vcpu->Insn, sizeof (Known->Insn));
+  for ( ; Fetch->Entries < HV_KNOWN_ENTRIES; Fetch->Entries++) {
+    Known->Entry[Fetch->Entries] = &Known->EntryValue[Fetch->Entries];
   }
-
-  CopyMem (&Known->Insn, &Decoded->Insn, sizeof (Known->Insn));
 }
 
 CONST HV_INSN *
@@ -287,17 +222,25 @@ HvCoreDecode (
   };
   HV_VCPU_STATE               State;
   HV_PAGE_FAULT               Fault;
-  HV_INSN                     *Insn;
+  FETCH                       Fetch;
+  CONST HV_INSN               *Known;
   UINT8                       Bytes[HV_INSTRUCTION_MAX];
   UINTN                       Count;
   UINT64                      Linear;
   UINT8                       Mode;
   RETURN_STATUS               Status;
 
-  Insn = &Vcpu->Decoded.Insn;
   Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL | HV_STATE_CODE | HV_STATE_PDPTE, &State);
-  if (IsDecoded (Vcpu, &State)) {
-    return Insn;
+  Known = HvCoreKnownInsn (
+            Vcpu,
+            Vcpu->Regs.Rip,
+            State.Cr3,
+            State.Cr4,
+            State.Efer | HV_EFER_SVME,
+            State.Segment[HvSegmentCs].Attributes
+            );
+  if (Known != NULL) {
+    return Known;
   }
 
   Mode   = 16;
@@ -310,25 +253,25 @@ HvCoreDecode (
   }
 
   ZeroMem (&Fault, sizeof (Fault));
-  Count = Exit->FetchedCount;
+  Fetch.Host = Cpu->Host;
+  Fetch.Keep = FALSE;
+  Count      = Exit->FetchedCount;
   if (Count > 0) {
     CopyMem (Bytes, Exit->Fetched, Count);
-    Vcpu->Decoded.Words = 0;
-  } else if (!FetchBytes (Cpu, Vcpu, &State, Linear, Bytes, &Count, &Fault)) {
+  } else if (!FetchBytes (Cpu, Vcpu, &State, Linear, &Fetch, Bytes, &Count, &Fault)) {
     return NULL;
   }
 
-  Status = HvDecode (Bytes, Count, Mode, Insn);
+  Status = HvDecode (Bytes, Count, Mode, &Vcpu->Insn);
   if (!RETURN_ERROR (Status)) {
-    Remember (Vcpu);
-    return Insn;
+    Remember (Vcpu, &State, &Fetch);
+    return &Vcpu->Insn;
   }
 
-  Vcpu->Decoded.Words = 0;
   if ((Status == RETURN_BUFFER_TOO_SMALL) && (Fault.Cr2 != 0)) {
     HvCoreRaisePageFault (Vcpu, Fault.ErrorCode, Fault.Cr2);
   } else {
-    LogDecodeFailure (Cpu, Vcpu, Bytes, Count, Reasons[Insn->Reason]);
+    LogDecodeFailure (Cpu, Vcpu, Bytes, Count, Reasons[Vcpu->Insn.Reason]);
     HvCoreRaise (Vcpu, HV_VECTOR_GP);
   }
 

@@ -6,39 +6,13 @@
 
 #include "CoreInternal.h"
 
-STATIC HV_INLINE
-VOID
-Count (
-  IN OUT HV_CPU        *Cpu,
-  IN     HV_EXIT_KIND  Kind
-  )
-{
-  Cpu->Entered = HV_ENTERED_RAN;
-  Cpu->Exits[Kind]++;
-}
-
-BOOLEAN
-HvCoreQuickCpuid (
-  IN OUT HV_VCPU  *Vcpu,
-  IN     UINT64   Cr4
-  )
-{
-  Count (Vcpu->Cpu, HvExitCpuid);
-  HvCoreCpuid (Vcpu, Cr4);
-  return TRUE;
-}
-
 BOOLEAN
 HvCoreQuickCall (
-  IN OUT HV_VCPU  *Vcpu,
-  IN     UINT8    Cpl
+  IN OUT HV_VCPU  *Vcpu
   )
 {
-  if ((Cpl != 0) || !HvCoreSimpleCall (Vcpu->Regs.Rax, &Vcpu->Regs.Rax)) {
-    return FALSE;
-  }
-
-  Count (Vcpu->Cpu, HvExitHypercall);
+  HvCoreCountQuick (Vcpu->Cpu, HvExitHypercall);
+  Vcpu->Regs.Rax = HV_HC_OK;
   return TRUE;
 }
 
@@ -47,15 +21,8 @@ HvCoreQuickWrmsr (
   IN OUT HV_VCPU  *Vcpu
   )
 {
-  HV_CPU  *Cpu;
-
-  Cpu = Vcpu->Cpu;
-  if (((UINT32)Vcpu->Regs.Rcx != HV_MSR_X2APIC_ICR) || !Cpu->X2Apic || !HvApicIsFixed ((UINT32)Vcpu->Regs.Rax)) {
-    return FALSE;
-  }
-
-  HvHostSendIcr (Cpu, LShiftU64 ((UINT32)Vcpu->Regs.Rdx, 32) | (UINT32)Vcpu->Regs.Rax);
-  Count (Cpu, HvExitWrmsr);
+  HvCoreCountQuick (Vcpu->Cpu, HvExitWrmsr);
+  HvHostSendIcr (Vcpu->Cpu, LShiftU64 ((UINT32)Vcpu->Regs.Rdx, 32) | (UINT32)Vcpu->Regs.Rax);
   return TRUE;
 }
 
@@ -113,6 +80,6 @@ HvCoreQuickStore (
   }
 
   HvHostApicWrite (Cpu, (UINT32)Offset, Value);
-  Count (Cpu, HvExitApicWrite);
+  HvCoreCountQuick (Cpu, HvExitApicWrite);
   return TRUE;
 }

@@ -38,6 +38,20 @@ Vmcb (
   return (HV_VMCB *)Vcpu->Hw;
 }
 
+///
+/// Says that the host changed fields since the last exit: the processor may keep the others from then. The switch sets
+/// all bits behind an entry (APM2 15.15).
+///
+STATIC
+VOID
+Changed (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT32   Clean  ///< HV_SVM_CLEAN_*
+  )
+{
+  Vmcb (Vcpu)->Control.CleanBits &= ~Clean;
+}
+
 STATIC
 VOID *
 CpuPage (
@@ -232,6 +246,7 @@ SvmStateSet (
   Save = &Vmcb (Vcpu)->Save;
   if ((Mask & HV_STATE_SEGMENTS) != 0) {
     CopyMem (&Save->Es, &State->Segment[HvSegmentEs], 4 * sizeof (HV_SEGMENT));
+    Changed (Vcpu, HV_SVM_CLEAN_SEG);
   }
 
   if ((Mask & HV_STATE_SYSTEM) != 0) {
@@ -253,6 +268,7 @@ SvmStateSet (
     Save->Gdtr.Limit = State->GdtLimit;
     Save->Idtr.Base  = State->IdtBase;
     Save->Idtr.Limit = State->IdtLimit;
+    Changed (Vcpu, HV_SVM_CLEAN_DT);
   }
 
   if ((Mask & HV_STATE_CONTROL) != 0) {
@@ -261,19 +277,23 @@ SvmStateSet (
     Save->Cr4  = State->Cr4;
     Save->Efer = State->Efer | HV_EFER_SVME; // APM2 15.5.1: VMRUN refuses a guest without it
     Save->Cpl  = State->Cpl;
+    Changed (Vcpu, HV_SVM_CLEAN_CR | HV_SVM_CLEAN_SEG);
   }
 
   if ((Mask & HV_STATE_CR2) != 0) {
     Save->Cr2 = State->Cr2;
+    Changed (Vcpu, HV_SVM_CLEAN_CR2);
   }
 
   if ((Mask & HV_STATE_DEBUG) != 0) {
     Save->Dr6 = State->Dr6;
     Save->Dr7 = State->Dr7;
+    Changed (Vcpu, HV_SVM_CLEAN_DR);
   }
 
   if ((Mask & HV_STATE_PAT) != 0) {
     Save->GPat = State->Pat;
+    Changed (Vcpu, HV_SVM_CLEAN_NP);
   }
 
   if ((Mask & HV_STATE_EVENTS) != 0) {
@@ -365,7 +385,7 @@ ExitKind (
 }
 
 ///
-/// Whether nothing but RIP and RF changes behind the instruction that made the exit; the rest is left to HvCoreRetire.
+/// Whether nothing but RIP changes behind the instruction that made the exit; the rest is left to HvCoreRetire.
 ///
 STATIC HV_INLINE
 BOOLEAN
@@ -373,7 +393,8 @@ IsOrdinary (
   IN CONST HV_VMCB  *Block
   )
 {
-  return (BOOLEAN)(((Block->Save.Rflags & HV_RFLAGS_TF) == 0) && ((Block->Control.InterruptShadow & BIT0) == 0));
+  return (BOOLEAN)(((Block->Save.Rflags & (HV_RFLAGS_TF | HV_RFLAGS_RF)) == 0) &&
+                   ((Block->Control.InterruptShadow & BIT0) == 0));
 }
 
 STATIC HV_INLINE
@@ -383,40 +404,38 @@ KnownInsn (
   IN CONST HV_VMCB_SAVE  *Save
   )
 {
-  return HvCoreKnownInsn (Vcpu, Save->Rip, Save->Cr3, Save->Cr4, Save->Efer & ~HV_EFER_SVME, Save->Cs.Attributes);
+  return HvCoreKnownInsn (Vcpu, Save->Rip, Save->Cr3, Save->Cr4, Save->Efer, Save->Cs.Attributes);
 }
 
 ///
-/// What is behind the instruction: as the processor says, else as it was decoded before. 0: neither.
+/// Goes behind an instruction: as far as the processor says, else as it was decoded before. FALSE: not here.
 ///
 STATIC HV_INLINE
-UINT64
-NextRip (
-  IN CONST HV_VCPU  *Vcpu,
-  IN CONST HV_VMCB  *Block
+BOOLEAN
+MoveOn (
+  IN     CONST HV_VCPU  *Vcpu,
+  IN OUT HV_VMCB        *Block
   )
 {
   CONST HV_INSN  *Insn;
+  UINT64         Rip;
 
-  if (Block->Control.NextRip != 0) {
-    return Block->Control.NextRip;
+  if (!IsOrdinary (Block)) {
+    return FALSE;
   }
 
-  Insn = KnownInsn (Vcpu, &Block->Save);
-  return (Insn == NULL) ? 0 : Block->Save.Rip + Insn->Length;
-}
+  Rip = Block->Control.NextRip;
+  if (Rip == 0) {
+    Insn = KnownInsn (Vcpu, &Block->Save);
+    if (Insn == NULL) {
+      return FALSE;
+    }
 
-STATIC HV_INLINE
-VOID
-MoveOn (
-  IN OUT HV_VMCB  *Block,
-  IN     UINT64   Rip
-  )
-{
-  Block->Save.Rip           = Rip;
-  Block->Save.Rflags       &= ~(UINT64)HV_RFLAGS_RF;
-  Block->Control.TlbControl = HV_SVM_TLB_NOTHING;
-  Block->Control.EventInj   = 0;
+    Rip = Block->Save.Rip + Insn->Length;
+  }
+
+  Block->Save.Rip = Rip;
+  return TRUE;
 }
 
 ///
@@ -444,56 +463,8 @@ QuickFault (
     return FALSE;
   }
 
-  MoveOn (Block, Block->Save.Rip + Insn->Length);
+  Block->Save.Rip += Insn->Length;
   return TRUE;
-}
-
-///
-/// An instruction that the core may leave to its handler.
-///
-STATIC
-HV_NOINLINE
-BOOLEAN
-QuickInstruction (
-  IN OUT HV_VCPU  *Vcpu,
-  IN OUT HV_VMCB  *Block
-  )
-{
-  UINT64   Rip;
-  BOOLEAN  Done;
-
-  Rip = IsOrdinary (Block) ? NextRip (Vcpu, Block) : 0;
-  if (Rip == 0) {
-    return FALSE;
-  }
-
-  Done = (Block->Control.ExitCode == HV_SVM_EXIT_VMMCALL) ? HvCoreQuickCall (Vcpu, Block->Save.Cpl)
-                                                          : HvCoreQuickWrmsr (Vcpu);
-  if (Done) {
-    MoveOn (Block, Rip);
-  }
-
-  return Done;
-}
-
-STATIC
-HV_NOINLINE
-BOOLEAN
-QuickOther (
-  IN OUT HV_VCPU  *Vcpu,
-  IN OUT HV_VMCB  *Block
-  )
-{
-  switch (Block->Control.ExitCode) {
-    case HV_SVM_EXIT_NPF:
-      return QuickFault (Vcpu, Block);
-    case HV_SVM_EXIT_VMMCALL:
-      return QuickInstruction (Vcpu, Block);
-    case HV_SVM_EXIT_MSR:
-      return (BOOLEAN)((Block->Control.ExitInfo1 != 0) && QuickInstruction (Vcpu, Block));
-    default:
-      return FALSE;
-  }
 }
 
 ///
@@ -506,20 +477,24 @@ SvmQuick (
   )
 {
   HV_VMCB  *Block;
-  UINT64   Rip;
+  UINT64   Code;
 
   Block = Vmcb (Vcpu);
-  if (Block->Control.ExitCode != HV_SVM_EXIT_CPUID) {
-    return QuickOther (Vcpu, Block);
+  Code  = Block->Control.ExitCode;
+  if (Code == HV_SVM_EXIT_CPUID) {
+    return MoveOn (Vcpu, Block) ? HvCoreQuickCpuid (Vcpu, Block->Save.Cr4) : FALSE;
   }
 
-  Rip = IsOrdinary (Block) ? NextRip (Vcpu, Block) : 0;
-  if (Rip == 0) {
-    return FALSE;
+  if (Code == HV_SVM_EXIT_VMMCALL) {
+    return (HvCoreIsQuickCall (Vcpu, Block->Save.Cpl) && MoveOn (Vcpu, Block)) ? HvCoreQuickCall (Vcpu) : FALSE;
   }
 
-  MoveOn (Block, Rip);
-  return HvCoreQuickCpuid (Vcpu, Block->Save.Cr4);
+  if (Code == HV_SVM_EXIT_NPF) {
+    return QuickFault (Vcpu, Block);
+  }
+
+  return ((Code == HV_SVM_EXIT_MSR) && (Block->Control.ExitInfo1 != 0) && HvCoreIsQuickWrmsr (Vcpu) &&
+          MoveOn (Vcpu, Block)) ? HvCoreQuickWrmsr (Vcpu) : FALSE;
 }
 
 ///
@@ -598,8 +573,6 @@ SvmEnter (
   Vcpu->Regs.Rsp    = Save->Rsp;
   Vcpu->Regs.Rip    = Save->Rip;
   Vcpu->Regs.Rflags = Save->Rflags;
-
-  Control->TlbControl = HV_SVM_TLB_NOTHING;
 
   Event             = Control->ExitIntInfo;
   Control->EventInj = ((Event & HV_SVM_EVENT_VALID) != 0) ? Redelivered (Event) : 0;
@@ -713,6 +686,7 @@ SvmStepTrap (
   Save       = &Vmcb (Vcpu)->Save;
   Save->Dr6 |= HV_DR6_BS;
   Save->Dr7 &= ~HV_DR7_GD;
+  Changed (Vcpu, HV_SVM_CLEAN_DR);
   if ((DebugCtl & HV_DEBUGCTL_LBR) != 0) {
     AsmWriteMsr64 (HV_MSR_DEBUGCTL, DebugCtl & ~HV_DEBUGCTL_LBR);
   }
@@ -736,6 +710,8 @@ SvmInterceptIret (
   } else {
     Vmcb (Vcpu)->Control.Intercept3 &= ~(UINT32)HV_SVM_INTERCEPT3_IRET;
   }
+
+  Changed (Vcpu, HV_SVM_CLEAN_INTERCEPTS);
 }
 
 STATIC
@@ -750,6 +726,8 @@ SvmInterceptDebug (
   } else {
     Vmcb (Vcpu)->Control.InterceptExceptions &= ~(UINT32)BIT1;
   }
+
+  Changed (Vcpu, HV_SVM_CLEAN_INTERCEPTS);
 }
 
 STATIC

@@ -19,6 +19,7 @@
 #include <Generated/HvMsr.h>
 #include <Generated/HvSvmExit.h>
 #include <Generated/HvVmcb.h>
+#include "SvmAsm.h"
 
 // Of each processor's pages.
 #define SVM_PAGE_GUEST   0 // the root vCPU's VMCB
@@ -34,6 +35,12 @@
 #define SVM_SHARED_PAGES  (SVM_PAGE_IOPM + EFI_SIZE_TO_PAGES (HV_SVM_IOPM_BYTES))
 
 #define SVM_ROOT_ASID  1
+
+#define SVM_CLEAN_BITS  (HV_SVM_CLEAN_INTERCEPTS | HV_SVM_CLEAN_PERMISSION_MAPS | HV_SVM_CLEAN_ASID | HV_SVM_CLEAN_VINTR | \
+                         HV_SVM_CLEAN_NP | HV_SVM_CLEAN_CR | HV_SVM_CLEAN_DR | HV_SVM_CLEAN_DT | HV_SVM_CLEAN_SEG | \
+                         HV_SVM_CLEAN_CR2)
+
+STATIC_ASSERT (SVM_CLEAN == SVM_CLEAN_BITS, "SvmAsm.h");
 
 /**
   Checks what SVM needs. Reads only.

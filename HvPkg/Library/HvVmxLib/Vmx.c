@@ -512,48 +512,36 @@ IsOrdinary (
                    ((VmxReadBasic (HV_VMCS_GUEST_RFLAGS) & HV_RFLAGS_TF) == 0));
 }
 
+///
+/// Goes behind an instruction. FALSE: not here.
+///
 STATIC HV_INLINE
-VOID
+BOOLEAN
 MoveOn (
   VOID
   )
 {
+  if (!IsOrdinary ()) {
+    return FALSE;
+  }
+
   VmxWrite (
     HV_VMCS_GUEST_RIP,
     VmxReadBasic (HV_VMCS_GUEST_RIP) + VmxReadBasic (HV_VMCS_EXIT_INSTRUCTION_LENGTH)
     );
+  return TRUE;
 }
 
 ///
-/// An instruction that the core may leave to its handler.
+/// The privilege level.
 ///
-STATIC
-HV_NOINLINE
-BOOLEAN
-QuickInstruction (
-  IN OUT HV_VCPU  *Vcpu,
-  IN     UINT64   Reason
+STATIC HV_INLINE
+UINT8
+Cpl (
+  VOID
   )
 {
-  UINT64   Rights;
-  BOOLEAN  Done;
-
-  if (((Reason != HV_VMX_EXIT_VMCALL) && (Reason != HV_VMX_EXIT_WRMSR)) || !IsOrdinary ()) {
-    return FALSE;
-  }
-
-  if (Reason == HV_VMX_EXIT_VMCALL) {
-    Rights = VmxReadBasic (HV_VMCS_GUEST_SS_ACCESS_RIGHTS);
-    Done   = HvCoreQuickCall (Vcpu, (UINT8)((Rights & HV_VMX_SEGMENT_DPL_MASK) >> HV_VMX_SEGMENT_DPL_SHIFT));
-  } else {
-    Done = HvCoreQuickWrmsr (Vcpu);
-  }
-
-  if (Done) {
-    MoveOn ();
-  }
-
-  return Done;
+  return (UINT8)((VmxReadBasic (HV_VMCS_GUEST_SS_ACCESS_RIGHTS) & HV_VMX_SEGMENT_DPL_MASK) >> HV_VMX_SEGMENT_DPL_SHIFT);
 }
 
 ///
@@ -566,18 +554,20 @@ VmxQuick (
   )
 {
   UINT64  Reason;
+  UINT64  Cr4;
 
   Reason = VmxReadBasic (HV_VMCS_EXIT_REASON);
-  if (Reason != HV_VMX_EXIT_CPUID) {
-    return QuickInstruction (Vcpu, Reason);
+  if (Reason == HV_VMX_EXIT_CPUID) {
+    // The bits that CPUID mirrors are never others in the register than the guest has written.
+    Cr4 = HvCoreCpuidMirrorsCr4 ((UINT32)Vcpu->Regs.Rax) ? VmxReadBasic (HV_VMCS_GUEST_CR4) : 0;
+    return MoveOn () ? HvCoreQuickCpuid (Vcpu, Cr4) : FALSE;
   }
 
-  if (!IsOrdinary ()) {
-    return FALSE;
+  if (Reason == HV_VMX_EXIT_VMCALL) {
+    return (HvCoreIsQuickCall (Vcpu, Cpl ()) && MoveOn ()) ? HvCoreQuickCall (Vcpu) : FALSE;
   }
 
-  MoveOn ();
-  return HvCoreQuickCpuid (Vcpu, HvCoreCpuidMirrorsCr4 ((UINT32)Vcpu->Regs.Rax) ? VmxCr4 (Vcpu) : 0);
+  return ((Reason == HV_VMX_EXIT_WRMSR) && HvCoreIsQuickWrmsr (Vcpu) && MoveOn ()) ? HvCoreQuickWrmsr (Vcpu) : FALSE;
 }
 
 STATIC

@@ -956,6 +956,23 @@ HvFakeHasHandler (
   return (BOOLEAN)(mHandlers[Kind] != NULL);
 }
 
+BOOLEAN
+HvFakeIsQuickCall (
+  IN CONST HV_VCPU  *Vcpu,
+  IN UINT8          Cpl
+  )
+{
+  return HvCoreIsQuickCall (Vcpu, Cpl);
+}
+
+BOOLEAN
+HvFakeIsQuickWrmsr (
+  IN CONST HV_VCPU  *Vcpu
+  )
+{
+  return HvCoreIsQuickWrmsr (Vcpu);
+}
+
 CONST HV_INSN *
 HvFakeKnown (
   IN CONST HV_VCPU  *Vcpu,

@@ -157,6 +157,27 @@ HvFakeHasHandler (
   );
 
 /**
+  HvCoreIsQuickCall, which is inline.
+
+  @par Context: Any
+**/
+BOOLEAN
+HvFakeIsQuickCall (
+  IN CONST HV_VCPU  *Vcpu,
+  IN UINT8          Cpl
+  );
+
+/**
+  HvCoreIsQuickWrmsr, which is inline.
+
+  @par Context: Any
+**/
+BOOLEAN
+HvFakeIsQuickWrmsr (
+  IN CONST HV_VCPU  *Vcpu
+  );
+
+/**
   HvCoreKnownInsn, which is inline.
 
   @par Context: Any
