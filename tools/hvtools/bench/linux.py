@@ -131,19 +131,24 @@ def ticks(platform_name: str, cpus: int, folder: Path) -> list[Figure]:
         spent.append(ending.ticks)
     return [
         figure("boot.ticks.native", platform_name, cpus, "ticks", [spent[0]]),
-        figure("boot.ticks.hv", platform_name, cpus, "ticks", [spent[1]]),
+        figure("boot.ticks", platform_name, cpus, "ticks", [spent[1]]),
         figure("boot.ratio", platform_name, cpus, "ratio", [spent[1] / spent[0]]),
     ]
 
 
 VARIANTS: dict[str, dict[str, str] | None] = {
-    "native": None,
-    "hv": {},
-    "hv.1g": {"nested_page": "1g"},
-    "hv.2m": {"nested_page": "2m"},
-    "hv.4k": {"nested_page": "4k"},
+    ".native": None,
+    "": {},
+    ".1g": {"nested_page": "1g"},
+    ".2m": {"nested_page": "2m"},
+    ".4k": {"nested_page": "4k"},
 }
-"""What is timed: without the hypervisor, and with it by the largest nested page."""
+"""What is timed: without the hypervisor, with it, and with it by the largest nested page.
+
+An emulator walks the nested tables in software, which costs more than all exits. That is the floor of any hypervisor
+with nested paging: one that lets everything else pass, with pages of 1 GiB, 2 MiB or 4 KiB, differs from these only by
+its exits, which are counted.
+"""
 
 
 def seconds(platform_name: str, cpus: int, folder: Path, runs: int) -> list[Figure]:
@@ -158,13 +163,13 @@ def seconds(platform_name: str, cpus: int, folder: Path, runs: int) -> list[Figu
     taken: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for turn in range(runs):
         for name, settings in VARIANTS.items():
-            where = folder / f"{name}-{turn}"
+            where = folder / f"seconds{name}-{turn}"
             result = boot(platform_name, cpus, where, settings is not None, settings=settings or {})
             assert result.root_seconds is not None  # the boot is good
             taken[name].append(round(result.root_seconds, 2))
-    found = [figure(f"boot.seconds.{name}", platform_name, cpus, "seconds", each) for name, each in taken.items()]
+    found = [figure(f"boot.seconds{name}", platform_name, cpus, "seconds", each) for name, each in taken.items()]
     for name, each in taken.items():
-        if name != "native":
-            paired = [round(with_hv / without, 4) for with_hv, without in zip(each, taken["native"], strict=True)]
-            found.append(figure(f"boot.ratio.{name}", platform_name, cpus, "wall ratio", paired))
+        if name != ".native":
+            paired = [round(with_hv / without, 4) for with_hv, without in zip(each, taken[".native"], strict=True)]
+            found.append(figure(f"boot.ratio{name}", platform_name, cpus, "wall ratio", paired))
     return found

@@ -88,7 +88,7 @@ def write(report: Report, folder: Path) -> list[Path]:
             [e for e in figures if e.name.startswith("exit.") and e.unit == "instructions"],
         ),
         "boot": ("exits from ExitBootServices to init", [e for e in figures if e.name.startswith("boot.exits.")]),
-        "seconds": ("seconds to user space", [e for e in figures if e.name.startswith("boot.seconds.")]),
+        "seconds": ("seconds to user space", [e for e in figures if e.name.startswith("boot.seconds")]),
     }
     for name, (title, group) in groups.items():
         if group:
