@@ -13,13 +13,16 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from hvtools import build, toolchain
+from hvtools.images.fat import build_volume
 from hvtools.lab.demo import Demo
 from hvtools.lab.places import connected
+from hvtools.machines.console import clean
 
 if TYPE_CHECKING:
     from tests.boot.conftest import Hv
@@ -168,6 +171,53 @@ def test_the_tests_of_one_box_by_hv_test(box1: Demo, hv: Hv) -> None:
     assert counts["tests"] - counts["skipped"] >= 3, done.stdout
     assert "1 processors are asked for, and this box has 4" in done.stdout
     assert "the box has no ticks among its features" in done.stdout
+
+
+def changed(lab: Demo, folder: Path, old: str, new: str) -> Path:
+    """The environment file with something put before a line."""
+    text = lab.environment.read_text()
+    assert text.count(old) == 1
+    path = folder / "box.yaml"
+    path.write_text(text.replace(old, new + old))
+    return path
+
+
+@pytest.mark.slow
+def test_a_shell_on_the_medium_finds_its_script_whatever_else_is_in_the_box(box1: Demo, hv: Hv) -> None:
+    shell = build.ovmf_image().parents[1] / "X64" / "Shell.efi"
+    environment = changed(box1, hv.folder, "        log: log", f"        shell: {shell}\n")
+    other = hv.folder / "other.img"
+    build_volume(other, {PurePosixPath("startup.nsh"): b"@echo -off\r\necho not mine\r\nreset -s\r\n"})
+    box = box1.rack.boxes["box1"]
+    drive = f"if=none,id=inside,format=raw,file={other}"
+    box.inside = ["-drive", drive, "-device", "virtio-blk-pci,drive=inside"]
+    box.usb = False  # the firmware connects both disks only where no boot order is given
+    try:
+        done = hv("boot", "--on", f"lab:{environment}", "--keep", "logs")
+    finally:
+        box.inside, box.usb = [], True
+    assert done.returncode == 0, done.stderr
+    console = clean((hv.folder / "logs" / "console.log").read_text())
+    assert re.search(r"FS1: +Alias\(s\):\S*;fs0:", console), "the second file system became the first"
+    assert "not mine" not in console
+
+
+@pytest.mark.slow
+def test_the_chip_of_a_box_is_written_and_boots(box1: Demo, hv: Hv) -> None:
+    toolchain.require("flash")
+    box = box1.rack.boxes["box1"]
+    box.chip.write_bytes(b"\xff" * (4 << 20))
+    resource = f'    - Flashrom: {{programmer: "dummy:emulate=SST25VF032B,image={box.chip}"}}\n'
+    environment = changed(box1, hv.folder, "    drivers:", resource)
+    driver = "    - FlashromDriver: {}\n    - HvStrategy"
+    environment.write_text(environment.read_text().replace("    - HvStrategy", driver))
+    try:
+        done = hv("boot", "--on", f"lab:{environment}", "--firmware", "ours", "--json", "out.json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads((hv.folder / "out.json").read_text())["virtualised"] == [0, 1, 2, 3]
+        assert box.chip.read_bytes() == build.ovmf_image().read_bytes()
+    finally:
+        box.chip.unlink()
 
 
 USERS_TEST = """

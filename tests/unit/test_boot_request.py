@@ -122,6 +122,12 @@ def test_without_hypervisor_nothing_is_loaded() -> None:
     assert "HvDxe" not in script and "setvar" not in script and "HvStatus" not in script
 
 
+def test_a_shell_on_the_medium_makes_it_the_first_file_system() -> None:
+    script = startup.startup_script(True, {}, startup.Prompt(), own_shell=True).split("\r\n")
+    assert script[1:5] == ["if /i not %homefilesystem% == fs0: then", "map fs0 %homefilesystem%", "endif", "fs0:"]
+    assert not any("map" in line for line in lines(True, {}, startup.Prompt()))
+
+
 def test_an_application_is_followed_by_the_counters_and_power_off() -> None:
     script = lines(True, {}, startup.Application(PurePosixPath("run/X.efi")))
     assert script[-6:] == [

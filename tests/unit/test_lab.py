@@ -207,14 +207,14 @@ def test_a_box_that_says_nothing_hangs_and_is_left_alone(tmp_path: Path) -> None
     assert calls == ["power off", "power on", "power off"], "it was not touched again"
 
 
-def test_a_box_that_says_much_but_not_what_is_awaited_hangs_at_the_limit(tmp_path: Path) -> None:
+def test_a_box_that_says_much_but_not_what_is_awaited_fails_at_the_limit(tmp_path: Path) -> None:
     box = played([], PlayedPort(b"panic again\n" * 1000), silence=3600)
     with (
         pytest.raises(StrategyError, match="the limit of 1 s is over"),
         BootStrategy(machine(box, tmp_path), hypervisor=True, seconds=1) as boot,
     ):
         boot.transition(State.FIRMWARE)
-    assert "nothing like" in str(box.hang)
+    assert box.hang is None, "the next test may fare better"
 
 
 def test_a_driver_that_fails_is_named_with_the_box(tmp_path: Path) -> None:

@@ -28,11 +28,10 @@ from hvtools.images.files import check_room
 from hvtools.images.initramfs import build_initramfs
 from hvtools.images.signing import Keys
 from hvtools.machines.protocols import Ending
-from hvtools.machines.registry import Listener, platform_named
+from hvtools.machines.registry import Box, Listener, platform_named
 from hvtools.machines.spec import MachineSpec
 
 Observer = Callable[[State, float], None]
-Builder = Callable[[Path, Mapping[PurePosixPath, Path | bytes]], None]
 
 IMAGE = "esp.img"
 FIRMWARE = "firmware.fd"
@@ -106,9 +105,7 @@ def _built(folder: Path, name: PurePosixPath) -> Path:
     return path
 
 
-def build_image(
-    folder: Path, request: BootRequest, parts: Parts, payload: Payload, builder: Builder = build_volume
-) -> Path:
+def build_image(folder: Path, request: BootRequest, parts: Parts, payload: Payload, box: Box | None = None) -> Path:
     """Make the system partition of a boot.
 
     Args:
@@ -116,13 +113,18 @@ def build_image(
         request: what is booted.
         parts: its files.
         payload: what the startup script does last.
-        builder: makes the image of the files: the partition alone, or a disk with it.
+        box: the real machine that it is for, which wants a whole disk, and may want a shell on it.
 
     Raises:
         UsageError: no room, or a name that FAT cannot hold.
     """
-    script = startup.startup_script(parts.hypervisor is not None, request.settings, payload, list(parts.drivers))
+    shell = None if box is None else box.shell
+    hypervisor, drivers = parts.hypervisor is not None, list(parts.drivers)
+    script = startup.startup_script(hypervisor, request.settings, payload, drivers, own_shell=shell is not None)
     files: dict[PurePosixPath, Path | bytes] = {startup.STARTUP: script.encode("ascii"), **parts.drivers}
+    if shell is not None:
+        # It looks for the script where it was itself first.
+        files |= {disk.START: shell, disk.START.with_name(startup.STARTUP.name): files.pop(startup.STARTUP)}
     if parts.hypervisor is not None:
         files[startup.HYPERVISOR] = parts.hypervisor
     if parts.status is not None:
@@ -135,7 +137,7 @@ def build_image(
         files[startup.KERNEL] = parts.kernel
         files[startup.INITRD] = _initrd(folder, request, parts)
     image = folder / IMAGE
-    builder(image, files)
+    (build_volume if box is None else disk.build_disk)(image, files)
     return image
 
 
@@ -226,7 +228,6 @@ def booting(
             image_folder = folder
         else:
             image_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hv-boot-")))
-        builder = build_volume if platform.box is None else disk.build_disk
         firmware, store = request.firmware, None
         if request.secure_boot:
             keys = signing.keys_in(request.keys or image_folder / "keys")
@@ -234,7 +235,7 @@ def booting(
             firmware, store = (None, flash) if firmware is None else (flash, None)
             image = request.disk or build_signed_disk(image_folder, request, parts, keys)
         else:
-            image = request.disk or build_image(image_folder, request, parts, payload, builder)
+            image = request.disk or build_image(image_folder, request, parts, payload, platform.box)
         if not request.secure_boot and firmware is not None and request.built_in and request.settings:
             firmware = Path(shutil.copyfile(firmware, image_folder / FIRMWARE))
             variables.write_options(firmware, request.settings)

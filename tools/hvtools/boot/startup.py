@@ -105,8 +105,16 @@ def linux_command(append: str = "") -> str:
     return " ".join(words)
 
 
+# The disk that the shell is from becomes fs0:. A mapping onto itself would be lost: the old one is deleted first.
+_OWN_FS0 = ("if /i not %homefilesystem% == fs0: then", "map fs0 %homefilesystem%", "endif")
+
+
 def startup_script(
-    hypervisor: bool, settings: Mapping[str, str], payload: Payload, drivers: Sequence[PurePosixPath] = ()
+    hypervisor: bool,
+    settings: Mapping[str, str],
+    payload: Payload,
+    drivers: Sequence[PurePosixPath] = (),
+    own_shell: bool = False,
 ) -> str:
     """Write the script.
 
@@ -115,8 +123,9 @@ def startup_script(
         settings: its options.
         payload: what follows.
         drivers: what the firmware lacks on this platform, loaded before everything else.
+        own_shell: the shell is beside the script, on a disk that need not be the first one.
     """
-    lines = ["@echo -off", "fs0:", f"echo {_MARK} shell"]
+    lines = ["@echo -off", *(_OWN_FS0 if own_shell else ()), "fs0:", f"echo {_MARK} shell"]
     lines += [f"load {_path(driver)}" for driver in drivers]
     if hypervisor:
         if settings:

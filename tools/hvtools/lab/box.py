@@ -77,6 +77,10 @@ def lab_platform(name: str) -> Platform:
     if name not in _boxes:
         _boxes[name] = _open(name)
     box = _boxes[name]
+    try:
+        shell, _ = (None if file is None else box.file(file) for file in (box.shell, box.firmware))
+    except FileNotFoundError as error:
+        raise UsageError(f"{name.removeprefix(LAB)}: {error}") from error
     features = set(box.target.env.config.get_targets()[box.target.name].get("features", ()))
     if unknown := features - CAPABILITIES.keys():
         raise UsageError(f"{name.removeprefix(LAB)}: no capability {min(unknown)!r}: see {', '.join(CAPABILITIES)}")
@@ -90,5 +94,5 @@ def lab_platform(name: str) -> Platform:
         create=partial(LabMachine, box),
         plain_cpu="",
         patience=box.patience,
-        box=Box(box.cpus, box.memory_mib, flash=box.flash is not None),
+        box=Box(box.cpus, box.memory_mib, flash=box.flash is not None, shell=shell),
     )

@@ -38,7 +38,6 @@ targets:
     resources:
     - RemotePlace: {{name: !template "$LG_PLACE"}}
     - HTTPProvider: {{internal: !template "{folder}/$LG_PLACE/medium/", external: "http://boot.invalid/"}}
-    - Flashrom: {{programmer: !template "dummy:emulate=SST25VF032B,image={folder}/$LG_PLACE/chip"}}
     drivers:
     - ExternalPowerDriver:
         cmd_on: !template "{python} -m hvtools.lab.power {switchboard} $LG_PLACE on"

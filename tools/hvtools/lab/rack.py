@@ -41,11 +41,15 @@ class StandIn:
         name: as the coordinator knows it.
         folder: its medium and what its emulator says.
         hangs: its processors never start, however often it is switched on.
+        usb: its medium is a USB stick, and not a disk.
+        inside: what is in the box besides, as arguments of its emulator; comes first on its buses.
     """
 
     name: str
     folder: Path
     hangs: bool = False
+    usb: bool = True
+    inside: list[str] = field(default_factory=list)
     ports: dict[str, socket.socket] = field(default_factory=lambda: {name: _port() for name in PORTS})
     process: subprocess.Popen[bytes] | None = None
 
@@ -77,8 +81,8 @@ class StandIn:
             disk = self.folder / "empty"
             disk.write_bytes(bytes(1 << 20))
         firmware = self.chip if self.chip.exists() else None
-        spec = MachineSpec(CPUS, MEMORY_MIB, self.folder, disk, usb=True, restart=True, firmware=firmware)
-        arguments = hardware_arguments(spec, Firmware())
+        spec = MachineSpec(CPUS, MEMORY_MIB, self.folder, disk, usb=self.usb, restart=True, firmware=firmware)
+        arguments = [*self.inside, *hardware_arguments(spec, Firmware())]
         for name, endpoint in self.ports.items():
             arguments += ["-chardev", f"socket,id={name},fd={endpoint.fileno()},server=on,wait=off"]
             arguments += ["-serial", f"chardev:{name}"]

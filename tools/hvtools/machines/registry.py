@@ -56,11 +56,13 @@ class Box:
         cpus: its processors.
         memory_mib: its RAM in MiB.
         flash: its firmware can be written.
+        shell: a UEFI shell that goes onto its boot medium, None where the firmware has one.
     """
 
     cpus: int
     memory_mib: int
     flash: bool
+    shell: Path | None = None
 
 
 @dataclass(frozen=True)
