@@ -23,7 +23,7 @@ from hvtools.machines.process import die_with
 ENVIRONMENT = "box.yaml"
 _EXPORTER = "rack"
 _TAGS = {"board": "qemu"}
-_READY_SECONDS = 60.0
+_READY_SECONDS = 120.0
 _LISTENING = re.compile(rb"listening on 127\.0\.0\.1:(\d+)")
 
 _TEMPLATE = """\
@@ -130,7 +130,8 @@ class Demo:
             if found := _LISTENING.search(log.read_bytes()):
                 return int(found[1])
             time.sleep(0.05)
-        raise HvError(f"labgrid's coordinator did not start: see {log}")
+        said = log.read_text("utf-8", "replace").split("\n")
+        raise HvError(f"labgrid's coordinator did not start: {' '.join(said[-2:]).strip() or 'it says nothing'}")
 
     def _run(self, part: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self._folder / f"{part}.log").open("wb") as log:
@@ -153,7 +154,7 @@ class Demo:
                     while session.resources.get(_EXPORTER, {}).keys() != self.rack.boxes.keys():
                         await asyncio.sleep(0.05)
             except TimeoutError:
-                raise HvError(f"labgrid's exporter did not start: see {self._folder / 'exporter.log'}") from None
+                raise HvError("labgrid's exporter did not register the boxes in time") from None
 
 
 def _serial(port: int) -> dict[str, Any]:
