@@ -225,6 +225,12 @@ TryHooks (
   ReadMsr ("SYSCFG", HV_MSR_SYSCFG, &Value);
   Check (!WriteMsr ("SYSCFG", HV_MSR_SYSCFG, Value ^ HV_SYSCFG_MEM_ENCRYPT), "SYSCFG", "memory encryption can be changed");
   Check (!WriteMsr ("SYSCFG", HV_MSR_SYSCFG, Value ^ HV_SYSCFG_MTRR_TOM2_EN), "SYSCFG", "TOP_MEM2 can be changed");
+  // Reserved on every processor (SDM 2.5; APM2 3.1.3). On QEMU without a hypervisor these end the machine.
+  SetMem (&Regs, sizeof (Regs), 0xA5);
+  Regs.Rax = AsmReadCr4 () | BIT15;
+  Check (Try ("CR4", HvTryWriteCr4, &Regs) == VECTOR_GP, "CR4", "bit 15 can be set");
+  Regs.Rax = AsmReadCr4 () | BIT63;
+  Check (Try ("CR4", HvTryWriteCr4, &Regs) == VECTOR_GP, "CR4", "bit 63 can be set");
   if (Backend == HV_CPUID_BACKEND_VMX) {
     Check (
       ReadMsr ("FEATURE_CONTROL", HV_MSR_FEATURE_CONTROL, &Value) &&

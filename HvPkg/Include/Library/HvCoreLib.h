@@ -406,6 +406,17 @@ HvCoreQuickStore (
   );
 
 /**
+  Whether the guest's instruction at RIP is a MOV to CR4. Where it cannot be read, what its fetch raises is queued.
+
+  @par Context: Host
+**/
+BOOLEAN
+HvCoreAtCr4Write (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     HV_EXIT  *Exit
+  );
+
+/**
   The instruction at RIP, if it was decoded before and a fetch would give it again. The arguments are the guest's state
   now; nothing is known of code that is not 64-bit code.
 

@@ -100,6 +100,18 @@ WriteCr0 (
   return TRUE;
 }
 
+BOOLEAN
+HvCoreAtCr4Write (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     HV_EXIT  *Exit
+  )
+{
+  CONST HV_INSN  *Insn;
+
+  Insn = HvCoreDecode (Vcpu->Cpu, Vcpu, Exit);
+  return (BOOLEAN)((Insn != NULL) && (Insn->Op == HvOpMovToCr) && (Insn->Reg == 4));
+}
+
 VOID
 HvOnCrAccess (
   IN OUT HV_CPU   *Cpu,
@@ -107,7 +119,8 @@ HvOnCrAccess (
   IN     HV_EXIT  *Exit
   )
 {
-  // Of CR4 only VMXE and SMXE are kept from the root: they are reserved on a processor whose CPUID has neither VMX nor SMX.
+  // Of CR4 only what is reserved comes here: VMXE and SMXE on a processor whose CPUID has neither VMX nor SMX; all such
+  // bits on QEMU, whose SVM leaves the guest there.
   if ((Exit->CrNumber != 0) || !WriteCr0 (Cpu, Vcpu, Exit->CrValue)) {
     HvCoreRaise (Vcpu, HV_VECTOR_GP);
     return;

@@ -529,6 +529,54 @@ Redelivered (
 }
 
 STATIC
+VOID
+TakeRegisters (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  CONST HV_VMCB_SAVE  *Save;
+
+  Save              = &Vmcb (Vcpu)->Save;
+  Vcpu->Regs.Rax    = Save->Rax;
+  Vcpu->Regs.Rsp    = Save->Rsp;
+  Vcpu->Regs.Rip    = Save->Rip;
+  Vcpu->Regs.Rflags = Save->Rflags;
+}
+
+///
+/// QEMU leaves a guest with the code of a refused entry at a MOV to CR4 with bits that are reserved, where a processor
+/// raises #GP (APM2 3.1.3). After an entry that it did refuse, the save area has the host's CR3, which no guest can use.
+///
+STATIC
+BOOLEAN
+IsRefusedCr4Write (
+  IN OUT HV_VCPU  *Vcpu,
+  IN OUT HV_EXIT  *Exit
+  )
+{
+  HV_REGS  Regs;
+
+  if (Vmcb (Vcpu)->Save.Cr3 == AsmReadCr3 ()) {
+    return FALSE;
+  }
+
+  CopyMem (&Regs, &Vcpu->Regs, sizeof (Regs));
+  TakeRegisters (Vcpu);
+  Vmcb (Vcpu)->Control.EventInj = 0;
+  Exit->NextRip                 = 0;
+  Exit->FetchedCount            = 0;
+  if (!HvCoreAtCr4Write (Vcpu, Exit)) {
+    CopyMem (&Vcpu->Regs, &Regs, sizeof (Regs));
+    return FALSE;
+  }
+
+  Exit->Kind     = HvExitCrAccess;
+  Exit->CrNumber = 4;
+  Exit->CrValue  = 0;
+  return TRUE;
+}
+
+STATIC
 RETURN_STATUS
 SvmEnter (
   IN OUT HV_VCPU  *Vcpu,
@@ -564,15 +612,16 @@ SvmEnter (
   Exit->Info2 = Control->ExitInfo2;
   if ((UINT32)Exit->Code == (UINT32)HV_SVM_EXIT_INVALID) {
     // 64 bits of ones by the manual, 32 in QEMU. The save area may have been overwritten: the registers stay as they were.
+    if ((Vcpu->Cpu->Entered != HV_ENTERED_NEVER) && IsRefusedCr4Write (Vcpu, Exit)) {
+      return RETURN_SUCCESS;
+    }
+
     Exit->Kind = HvExitEntryFailed;
     SvmExplain (Vcpu);
     return RETURN_ABORTED;
   }
 
-  Vcpu->Regs.Rax    = Save->Rax;
-  Vcpu->Regs.Rsp    = Save->Rsp;
-  Vcpu->Regs.Rip    = Save->Rip;
-  Vcpu->Regs.Rflags = Save->Rflags;
+  TakeRegisters (Vcpu);
 
   Event             = Control->ExitIntInfo;
   Control->EventInj = ((Event & HV_SVM_EVENT_VALID) != 0) ? Redelivered (Event) : 0;
