@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.boot.cpuid_policy import Answers, as_documented
 
 from hvtools.boot.result import BootResult
-from hvtools.generated import cpuid
 
 if TYPE_CHECKING:
     from tests.boot.conftest import Boot
 
 pytestmark = pytest.mark.needs("hypervisor")
 
-REGISTERS = ("eax", "ebx", "ecx", "edx")
 MAX_SUBLEAVES = 64
-Answers = dict[tuple[int, int], tuple[int, ...]]
 Leaves = dict[int, Answers]
 
 
@@ -40,22 +38,6 @@ def leaves(result: BootResult) -> Leaves:
         for subleaf in range(1, MAX_SUBLEAVES):
             first.setdefault((leaf, subleaf), first[leaf, subleaf - 1])
     return {cpu: first | own for cpu, own in found.items()}
-
-
-def as_documented(leaf: int, subleaf: int, bare: Answers) -> tuple[int, ...]:
-    """What the table says that the root sees in place of the processor's answer."""
-    registers = dict(zip(REGISTERS, bare[leaf, subleaf], strict=True))
-    if leaf > bare[leaf & 0x80000000, 0][0]:  # not there: as another leaf
-        return tuple(registers.values())
-    if leaf in cpuid.NO_LEAVES:
-        return (0, 0, 0, 0)
-    for number, own, register, _, low, high, policy in cpuid.BITS:
-        mask = (1 << high + 1) - (1 << low)
-        if number == leaf and own in (None, subleaf) and policy == "clear":
-            registers[register] &= ~mask
-        elif number == leaf and own in (None, subleaf) and policy == "set":
-            registers[register] |= mask
-    return tuple(registers.values())
 
 
 def test_cpuid_differs_in_the_rows_of_the_table_alone(boot: Boot, script: Callable[[str], Path], platform: str) -> None:

@@ -37,7 +37,7 @@ from hvtools.verbs.boot import command
         ({"settings": {"fail_cpu": "1"}, "target": "RELEASE"}, "only DEBUG builds"),
         ({"settings": {"log": "info"}, "hypervisor": False}, "--set is for the hypervisor"),
         ({"application": Path(__file__), "script": Path(__file__)}, "--run boots no Linux.*--script"),
-        ({"application": Path(__file__), "append": "quiet"}, "--run boots no Linux.*--append"),
+        ({"application": Path(__file__), "initrd": Path(__file__)}, "--run boots no Linux.*--initrd"),
         ({"append": "a\nb"}, "printable ASCII"),
         ({"append": "a|b"}, r"does not pass on \|"),
         ({"append": 'a="b'}, "quotation mark"),
@@ -138,6 +138,11 @@ def test_an_application_is_followed_by_the_counters_and_power_off() -> None:
         "echo hvboot: end",
         "reset -s",
     ]
+
+
+def test_an_application_has_a_command_line() -> None:
+    script = lines(False, {}, startup.Application(PurePosixPath("run/X.efi"), " seed=1 50% "))
+    assert "fs0:\\run\\X.efi seed=1 50^%" in script
 
 
 def test_special_characters_are_kept_from_the_shell() -> None:

@@ -38,7 +38,7 @@ class BootRequest:
         installed: a second disk, as if an operating system were installed on it.
         kernel: EFI-stub kernel, None for the pinned one.
         initrd: initial RAM disk over which the self-check is laid, None for nothing below it.
-        append: further words of the kernel's command line.
+        append: further words of the kernel's command line, or the program's.
         script: shell script to run as root.
         application: EFI program to run instead of Linux.
         added: files for /add, by the path below it.
@@ -128,7 +128,7 @@ class BootRequest:
             if path is not None:
                 _check_readable(what, path)
         if self.application is not None:
-            linux_only = {"script": self.script, "kernel": self.kernel, "initrd": self.initrd, "append": self.append}
+            linux_only = {"script": self.script, "kernel": self.kernel, "initrd": self.initrd}
             clash = [name for name, value in linux_only.items() if value]
             if clash:
                 raise UsageError(f"--run boots no Linux: it does not go with --{clash[0]}")

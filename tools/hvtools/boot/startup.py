@@ -73,9 +73,10 @@ class Linux:
 
 @dataclass(frozen=True)
 class Application:
-    """Run one EFI program, print the hypervisor's counters, and power off."""
+    """Run one EFI program, print the hypervisor's counters, and power off; `append` is its command line."""
 
     path: PurePosixPath
+    append: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def _payload_lines(payload: Payload, hypervisor: bool) -> Sequence[str]:
     if isinstance(payload, Linux):
         return [linux_command(payload.append), f"echo {_MARK} kernel %lasterror%"]
     if isinstance(payload, Application):
-        lines = [f"echo {_MARK} run-begin", _path(payload.path), f"echo {_MARK} run-end %lasterror%"]
+        command = f"{_path(payload.path)} {quoted(payload.append.strip())}".strip()
+        lines = [f"echo {_MARK} run-begin", command, f"echo {_MARK} run-end %lasterror%"]
         if hypervisor:
             lines.append(_path(STATUS))
         return [*lines, f"echo {_MARK} end", "reset -s"]

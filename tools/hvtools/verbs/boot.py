@@ -59,7 +59,7 @@ _OPTIONS_TEXT = "\n".join(
 @click.option("--installed", type=_FILE, metavar="F", help="Image of a second disk, with an installed boot loader.")
 @click.option("--kernel", type=_FILE, metavar="F", help="EFI-stub kernel instead of the pinned one.")
 @click.option("--initrd", type=_FILE, metavar="F", help="Initial RAM disk below the self-check.")
-@click.option("--append", default="", metavar="S", help="More of the kernel's command line.")
+@click.option("--append", default="", metavar="S", help="More of the kernel's command line, or that of --run.")
 @click.option("--script", type=_FILE, metavar="F", help="Shell script to run as root in Linux; its exit code counts.")
 @click.option("--run", "application", type=_FILE, metavar="F.efi", help="EFI program to run instead of Linux.")
 @click.option("--add", "added", multiple=True, metavar="F[:DEST]", help="File for /add, on the ESP and in Linux.")
