@@ -35,4 +35,8 @@ class OvmfBuilder(HvBuilder):
     def FlashRomImage(self) -> int:
         """Boots Linux in QEMU from the image that was built."""
         image = Path(self.env.GetValue("BUILD_OUTPUT_BASE")) / "FV" / "OVMF.fd"
-        return subprocess.run([str(ROOT / "hv"), "boot", "--firmware", str(image)], cwd=ROOT).returncode
+        command = [str(ROOT / "hv"), "boot", "--firmware", str(image), "--built-in"]
+        command += ["--target", self.env.GetValue("TARGET")]
+        if self.env.GetBuildValue("SECURE_BOOT_ENABLE") in ("TRUE", "1"):
+            command.append("--secure-boot")  # there is no shell then
+        return subprocess.run(command, cwd=ROOT).returncode
