@@ -326,6 +326,7 @@ CheckAndLaunch (
       }
 
       if (Options.Value[HvOptionWait] == HV_OPTION_WAIT_DEBUGGER) {
+        ((VOID (*)(HV_HOST *))HV_IN_COPY (&Image, HvCoreNoQuick))(Host);
         WaitForDebugger ();
       }
 

@@ -22,7 +22,7 @@ ALLOWED_BY_NAME = {"LFENCE", "MFENCE", "SFENCE", "XSETBV"}
 XSETBV_HOME = "HvHostXsetbvRaw"
 
 UEFI_TABLES = ("gBS", "gRT", "gST", "gImageHandle")
-STARTS = ("HvCoreStart", "HvCoreTrace", "HvCoreLaunch")
+STARTS = ("HvCoreStart", "HvCoreTrace", "HvCoreNoQuick", "HvCoreLaunch")
 """Where boot life hands over. The rest of host life begins in tables."""
 
 

@@ -34,6 +34,21 @@ def test_a_vmcb_is_printed_by_field_with_names_of_bits() -> None:
     assert len(list(text.vmcb_lines(bytes(4096), everything=True))) > 100
 
 
+def test_a_vmcs_of_bochs_is_printed_by_field() -> None:
+    page = bytearray(4096)
+    struct.pack_into("<H", page, 0x10, 0x1234)
+    struct.pack_into("<I", page, 0x10 + 4 * (4 * (0x20 + 0x50) + 1 * 0x30 + 2), 10)  # 32 bits, read-only, index 2
+    struct.pack_into("<I", page, 0x10 + 4 * (4 * (0x20 + 0x50) + 2 * 0x30 + 0x16), 0x0000_A09B << 8)  # rotated
+    struct.pack_into("<Q", page, 0x10 + 4 * (4 * (0x20 + 0x50 + 0x30) + 2 * 0x30 + 0x1E), 0x1_2345_6789)
+    assert list(text.vmcs_lines(bytes(page))) == [
+        f"0000 VPID                             {0x1234:#018x}",
+        f"4402 EXIT_REASON                      {10:#018x}  CPUID",
+        f"4816 GUEST_CS_ACCESS_RIGHTS           {0xA09B:#018x}",
+        f"681e GUEST_RIP                        {0x1_2345_6789:#018x}",
+    ]
+    assert len(list(text.vmcs_lines(bytes(4096), everything=True))) > 100
+
+
 def test_exits_have_the_names_of_both_manuals() -> None:
     for code, name in svm_exit.EXITS.items():
         assert text.exit_name("svm", code) == name
@@ -94,7 +109,7 @@ def test_a_file_without_symbols_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--on", "bochs-vmx"], "has no GDB stub"),
+        (["--on", "bochs-vmx", "--cpus", "2"], "say --cpus 1"),
         (["--cpus", "2", "--cpu", "2"], "processors 0 to 1"),
         (["--break", "a; shell rm"], "must be a function"),
         (["--set", "wait=off"], "sets it itself"),

@@ -124,7 +124,7 @@ def test_a_damaged_program_is_built_again(archive: Path) -> None:
 def test_what_is_built_is_tried_before_it_is_kept(
     archive: Path, store: cache.Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(program: Path) -> str:
+    def refuse(program: Path, cpus: int) -> str:
         raise HvError("it lacks everything")
 
     monkeypatch.setattr(bochs, "check", refuse)
@@ -204,3 +204,22 @@ def test_to_look_for_it_builds_nothing(archive: Path) -> None:
     assert bochs.find() is None and builds(archive) == 0
     provided = bochs.provide()
     assert bochs.find() == provided and builds(archive) == 1
+
+
+def test_the_one_with_a_gdb_stub_is_another_build_with_one_processor(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def check(program: Path, cpus: int) -> str:
+        tried.append(cpus)
+        return "3.0"
+
+    monkeypatch.setattr(bochs, "check", check)
+    own = fake(archive / "own")
+    monkeypatch.setenv("HV_BOCHS", str(own))
+    found = bochs.provide(debugger=True)
+    assert found.program != own and bochs.provide(debugger=True) == found and tried == [1] and builds(archive) == 1
+    monkeypatch.delenv("HV_BOCHS")
+    assert bochs.find() is None, "it does not stand for the other"
+    assert bochs.provide().program != found.program and tried == [1, 2] and builds(archive) == 2

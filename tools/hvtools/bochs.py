@@ -91,23 +91,36 @@ class Bochs:
     version: str
 
 
-def _key() -> str:
-    return cache.key_of("bochs", TAR_SHA256, *OPTIONS, *_FLAGS)
+def _options(debugger: bool) -> tuple[str, ...]:
+    """Options of the build: the GDB stub and more than one processor exclude each other."""
+    if not debugger:
+        return OPTIONS
+    return (*(option for option in OPTIONS if option != "--enable-smp"), "--enable-gdb-stub")
 
 
-def provide() -> Bochs:
+def _key(options: tuple[str, ...]) -> str:
+    return cache.key_of("bochs", TAR_SHA256, *options, *_FLAGS)
+
+
+def provide(debugger: bool = False) -> Bochs:
     """Bochs: $HV_BOCHS if set, else the one in the cache, which is built if it is not there.
+
+    Args:
+        debugger: the one with a GDB stub, which has one processor only. It is always ours.
 
     Raises:
         UsageError: $HV_BOCHS is none that we can use; the message says what it lacks.
         HvError: it cannot be had or built.
     """
     own = os.environ.get("HV_BOCHS")
-    if own:
+    if own and not debugger:
         return _own(own)
     store = cache.default()
-    tree = store.tree(_key(), f"Bochs {VERSION}", lambda made: _build(store, made), check=(_PROGRAM,))
-    return Bochs(tree / _PROGRAM, f"Bochs {VERSION}", VERSION)
+    options = _options(debugger)
+    name = f"Bochs {VERSION} with its GDB stub" if debugger else f"Bochs {VERSION}"
+    cpus = 1 if debugger else 2
+    tree = store.tree(_key(options), name, lambda made: _build(store, made, name, options, cpus), check=(_PROGRAM,))
+    return Bochs(tree / _PROGRAM, name, VERSION)
 
 
 def find() -> Bochs | None:
@@ -118,7 +131,7 @@ def find() -> Bochs | None:
     """
     if own := os.environ.get("HV_BOCHS"):
         return _own(own)
-    tree = cache.default().find(_key())
+    tree = cache.default().find(_key(OPTIONS))
     return Bochs(tree / _PROGRAM, f"Bochs {VERSION}", VERSION) if tree else None
 
 
@@ -135,24 +148,24 @@ def _own(value: str) -> Bochs:
     return Bochs(program, f"HV_BOCHS={value}", version)
 
 
-def _build(store: cache.Cache, into: Path) -> None:
+def _build(store: cache.Cache, into: Path, name: str, options: tuple[str, ...], cpus: int) -> None:
     """Builds Bochs into an empty folder; only the program itself stays."""
     tar = store.fetch(TAR_SHA256, TAR, lambda folder: _download(store, folder))
-    with tempfile.TemporaryDirectory(dir=into.parent, prefix="bochs-") as temporary, ui.step(_title()) as step:
+    with tempfile.TemporaryDirectory(dir=into.parent, prefix="bochs-") as temporary, ui.step(_title(name)) as step:
         source = Path(temporary)
         step.update("unpacking")
         _run(["tar", "-x", "-J", "-f", str(tar), "--strip-components=1"], source, step)
         step.update("configure")
-        _run(["./configure", *OPTIONS, *_FLAGS], source, step)
+        _run(["./configure", *options, *_FLAGS], source, step)
         _run(["make", f"-j{os.cpu_count() or 1}"], source, step)
         program = into / _PROGRAM
         program.parent.mkdir()
         shutil.copy2(source / "bochs", program)
-        check(program)
+        check(program, cpus)
 
 
-def _title() -> str:
-    return f"building Bochs {VERSION} (once, 1 to 2 minutes)"
+def _title(name: str) -> str:
+    return f"building {name} (once, 1 to 2 minutes)"
 
 
 def _download(store: cache.Cache, folder: Path) -> Path:
@@ -207,11 +220,12 @@ def build_error(command: str, output: list[str]) -> HvError:
     return HvError(f"Bochs {VERSION} does not build: {command}: {told[0]}")
 
 
-def check(program: Path) -> str:
-    """Tries a Bochs out: runs a ROM of a few instructions on both models, with two processors.
+def check(program: Path, cpus: int = 2) -> str:
+    """Tries a Bochs out: runs a ROM of a few instructions on both models.
 
     Args:
         program: the program.
+        cpus: how many processors it must be able to have.
 
     Returns:
         Its version.
@@ -225,18 +239,18 @@ def check(program: Path) -> str:
         rom.write_bytes(_PROBE_ROM)
         rom.with_name("vga.rom").write_bytes(_NO_VGA_ROM)
         for model, wanted in ((VMX_MODEL, "VMX"), (SVM_MODEL, "SVM")):
-            said, complaint = _probe(program, rom, model)
+            said, complaint = _probe(program, rom, model, cpus)
             version = version or read_version(said + complaint)
             judge(model, wanted, said, complaint)
     return version
 
 
-def _probe(program: Path, rom: Path, model: str) -> tuple[str, str]:
+def _probe(program: Path, rom: Path, model: str, cpus: int) -> tuple[str, str]:
     """What the ROM said on a model, and what Bochs itself said."""
     configuration = rom.with_name("bochsrc")
     configuration.write_text(
         "display_library: nogui\n"
-        f"cpu: model={model}, count=2\n"
+        f"cpu: model={model}, count={cpus}\n"
         "memory: guest=32, host=32\n"
         f'romimage: file="{rom}"\n'
         f'vgaromimage: file="{rom.with_name("vga.rom")}"\n'

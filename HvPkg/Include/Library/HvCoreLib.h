@@ -162,6 +162,19 @@ HvCoreTraceBytes (
   );
 
 /**
+  Makes every exit come to its handler, also those that the world switch would deal with. Called in the copy before any
+  launch.
+
+  @param[in,out] Host  The host; the run loops will use another table of the backend's functions.
+
+  @par Context: Host
+**/
+VOID
+HvCoreNoQuick (
+  IN OUT HV_HOST  *Host
+  );
+
+/**
   Makes every exit leave a record in the rings at Host->TraceBase (Generated/HvTrace.h). Called in the copy, once,
   before any launch.
 

@@ -1,6 +1,6 @@
 /** @file
-  A record of each exit, for who asks for it. Without the option trace nothing here is ever on the path of an exit: the
-  backend's own table of functions is used, and with it one whose Enter and Quick are ours.
+  Every exit for who asks for it: a record of each, or each in its handler. Without the options trace and wait nothing
+  here is ever on the path of an exit: the backend's own table of functions is used, and with them one with ours in it.
 
   SPDX-License-Identifier: BSD-2-Clause-Patent
 **/
@@ -8,7 +8,7 @@
 #include "CoreInternal.h"
 #include <Generated/HvTrace.h>
 
-STATIC HV_BACKEND_OPS        mTracedOps;
+STATIC HV_BACKEND_OPS        mChangedOps;
 STATIC CONST HV_BACKEND_OPS  *mOwnOps;
 
 UINT64
@@ -62,11 +62,24 @@ TracedEnter (
 ///
 STATIC
 BOOLEAN
-TracedQuick (
+NoQuick (
   IN OUT HV_VCPU  *Vcpu
   )
 {
   return FALSE;
+}
+
+VOID
+HvCoreNoQuick (
+  IN OUT HV_HOST  *Host
+  )
+{
+  if (Host->Ops != &mChangedOps) {
+    CopyMem (&mChangedOps, Host->Ops, sizeof (mChangedOps));
+    Host->Ops = &mChangedOps;
+  }
+
+  mChangedOps.Quick = NoQuick;
 }
 
 VOID
@@ -87,8 +100,6 @@ HvCoreTrace (
   }
 
   mOwnOps = Host->Ops;
-  CopyMem (&mTracedOps, mOwnOps, sizeof (mTracedOps));
-  mTracedOps.Enter = TracedEnter;
-  mTracedOps.Quick = TracedQuick;
-  Host->Ops        = &mTracedOps;
+  HvCoreNoQuick (Host);
+  mChangedOps.Enter = TracedEnter;
 }

@@ -89,3 +89,15 @@ def test_memory_without_rings_is_told(core: Core) -> None:
 
     with pytest.raises(HvError, match="there is no trace of exits at 0x"):
         records.read(Zeros(), lines)
+
+
+def test_for_a_debugger_no_exit_is_dealt_with_in_the_switch(core: Core) -> None:
+    fake = core.reset(1)
+    host = core.ffi.addressof(fake, "Host")
+    own = fake.Host.Ops
+    core.lib.HvCoreNoQuick(host)
+    changed = fake.Host.Ops
+    assert changed != own and changed.Quick != own.Quick and changed.Enter == own.Enter
+    assert not changed.Quick(core.ffi.addressof(fake.Vcpu[0]))
+    core.lib.HvCoreNoQuick(host)
+    assert fake.Host.Ops == changed and changed.Enter == own.Enter, "twice is once"

@@ -199,6 +199,7 @@ def booting(
     keep_image: bool = False,
     restart: bool = False,
     hold: bool = False,
+    debugger: bool = False,
     observer: Observer | None = None,
     listener: Listener | None = None,
 ) -> Iterator[BootStrategy]:
@@ -211,6 +212,7 @@ def booting(
         keep_image: leave the image in `folder`.
         restart: a reset of the guest restarts the machine and does not end it.
         hold: the machine stands still with its memory when it has powered off.
+        debugger: GDB is going to be attached.
         observer: called with each state that is reached.
         listener: called with each piece of console output.
 
@@ -253,6 +255,7 @@ def booting(
                 devices=request.devices,
                 restart=restart,
                 hold=hold,
+                debugger=debugger,
                 firmware=firmware,
                 variables=store,
                 tpm=request.tpm,

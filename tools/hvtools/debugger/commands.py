@@ -139,9 +139,8 @@ class Exit(Command):
             code, info1, info2 = (text.control(page, name) for name in ("ExitCode", "ExitInfo1", "ExitInfo2"))
             yield f"exit {code:#x} {text.exit_name('svm', code)}  info1 {info1:#x}  info2 {info2:#x}"
         else:
-            found = _exit_of_frames()
-            code = int(found["Code"])
-            yield f"exit {code:#x} {text.exit_name('vmx', code)}  qualification {int(found['Info1']):#x}"
+            code, qualification = _vmx_exit(cpu)
+            yield f"exit {code:#x} {text.exit_name('vmx', code)}  qualification {qualification:#x}"
         names = (
             "Rip",
             "Rsp",
@@ -159,14 +158,18 @@ class Exit(Command):
             yield "  ".join(f"{name.lower():>6} {int(registers[name]):#018x}" for name in names[start : start + 3])
 
 
-def _exit_of_frames() -> gdb.Value:
-    """HV_EXIT of the handler or of the run loop, in whichever frame has it."""
+def _vmx_exit(cpu: gdb.Value) -> tuple[int, int]:
+    """Exit reason and qualification: of the VMCS where it can be read, else of whichever frame has HV_EXIT."""
+    page = _vmcs(cpu)
+    if page is not None:
+        return text.vmcs_field(page, "EXIT_REASON"), text.vmcs_field(page, "EXIT_QUALIFICATION")
     frame = gdb.selected_frame()
     while frame is not None:
         with contextlib.suppress(ValueError, gdb.error):
             value = frame.read_var("Exit")
             if not value.is_optimized_out:
-                return value.dereference() if value.type.strip_typedefs().code == gdb.TYPE_CODE_PTR else value
+                found = value.dereference() if value.type.strip_typedefs().code == gdb.TYPE_CODE_PTR else value
+                return int(found["Code"]), int(found["Info1"])
         frame = frame.older()
     raise gdb.GdbError("no frame has the exit: stop in a handler first, as with: break HvOnCpuid")
 
@@ -177,8 +180,27 @@ class Vmcb(Command):
     def lines(self, argument: str) -> Iterator[str]:
         """The fields."""
         if vendor() != "svm":
-            raise gdb.GdbError("this machine runs VMX: a VMCS is in the processor, and only its VMREAD shows it")
+            raise gdb.GdbError("this machine runs VMX: say hv-vmcs")
         yield from text.vmcb_lines(Physical().read(int(processor(chosen(argument))["Vcpu"]["Hw"]), _PAGE))
+
+
+def _vmcs(cpu: gdb.Value) -> bytes | None:
+    """A processor's VMCS, if it is of a layout that we know: the page before that of VMX_VCPU (VmxInternal.h)."""
+    page = Physical().read(int(cpu["Vcpu"]["Hw"]) - _PAGE, _PAGE)
+    return page if int.from_bytes(page[:4], "little") == text.BOCHS_REVISION else None
+
+
+class Vmcs(Command):
+    """Print a processor's VMCS by field: hv-vmcs [CPU]. Fields that are 0 are left out."""
+
+    def lines(self, argument: str) -> Iterator[str]:
+        """The fields."""
+        if vendor() != "vmx":
+            raise gdb.GdbError("this machine runs SVM: say hv-vmcb")
+        page = _vmcs(processor(chosen(argument)))
+        if page is None:
+            raise gdb.GdbError("only this processor's own VMREAD reads its VMCS: use hv-exit, and --on bochs-vmx")
+        yield from text.vmcs_lines(page)
 
 
 class Walk(Command):
@@ -206,5 +228,13 @@ class Log(Command):
         yield from ring.whole_lines(found).splitlines()
 
 
-for name, command in {"hv-cpus": Cpus, "hv-exit": Exit, "hv-vmcb": Vmcb, "hv-npt": Walk, "hv-log": Log}.items():
+COMMANDS = {
+    "hv-cpus": Cpus,
+    "hv-exit": Exit,
+    "hv-vmcb": Vmcb,
+    "hv-vmcs": Vmcs,
+    "hv-npt": Walk,
+    "hv-log": Log,
+}
+for name, command in COMMANDS.items():
     command(name)

@@ -22,16 +22,15 @@ from hvtools.boot import startup
 from hvtools.boot.hvlog import LogLine, parse_log, reasons
 from hvtools.boot.strategy import BootStrategy, State
 from hvtools.errors import HvError, UsageError
-from hvtools.machines.protocols import MachineError
-from hvtools.machines.qmp import attached
-from hvtools.machines.registry import platform_named
+from hvtools.machines.protocols import Debuggable
+from hvtools.machines.registry import DEFAULT_PLATFORM, platform_named
 
 SETTING = {"wait": "debugger"}
 """The option of the hypervisor by which it waits."""
 
 COMMANDS = Path(__file__).with_name("commands.py")
 
-_WAITS = re.compile(r"cpu0 wait gate=(0x[0-9a-f]+)")
+_WAITS = re.compile(r"cpu0 wait gate=(0x[0-9a-f]+)\s")
 _FOREVER = 1e6  # seconds; poll(2) takes no more than 2e9 ms
 _NAME = re.compile(r"[A-Za-z_][\w.]*|[\w./-]+:\d+|\*?0x[0-9A-Fa-f]+")
 
@@ -42,8 +41,12 @@ def check(platform: str, cpus: int, breaks: Sequence[str], cpu: int | None) -> N
     Raises:
         UsageError: says why.
     """
-    if "debugger" not in platform_named(platform).capabilities:
-        raise UsageError(f"{platform} has no GDB stub (Bochs has one only without SMP): use --on qemu-svm")
+    found = platform_named(platform)
+    if "debugger" not in found.capabilities:
+        raise UsageError(f"{platform} has no GDB stub: use --on {DEFAULT_PLATFORM}")
+    most = found.debugger_cpus
+    if most is not None and cpus > most:
+        raise UsageError(f"--cpus {cpus}: {platform} with a GDB stub has {most} at most: say --cpus {most}")
     if cpu is not None and not 0 <= cpu < cpus:
         raise UsageError(f"--cpu {cpu}: the machine has processors 0 to {cpus - 1}")
     for place in breaks:
@@ -117,6 +120,9 @@ def arguments(
     thread = "" if cpu is None else f" thread {cpu + 1}"
     commands = [
         "set confirm off",
+        "set architecture i386:x86-64",
+        # Behind the launch comes the firmware, whose frames lead nowhere.
+        "set backtrace limit 16",
         f"add-symbol-file {symbols} -o {offset_of(symbols, waiting.image):#x}",
         f"target remote {socket}",
         f"set {{unsigned char}} {waiting.gate:#x} = 1",
@@ -150,16 +156,14 @@ def debug(strategy: BootStrategy, symbols: Path, breaks: Sequence[str], cpu: int
         waiting = wait(strategy)
     with tempfile.TemporaryDirectory(prefix="hv-gdb-") as folder:
         socket = Path(folder) / "gdb"
-        with attached(strategy.machine.spec.monitor_socket) as monitor:
-            stub = f"gdbserver unix:{socket},server=on,wait=off"
-            said = monitor.execute("human-monitor-command", {"command-line": stub})
-        if not socket.exists():
-            raise MachineError(f"the emulator opens no GDB stub: {said}")
+        machine = strategy.machine
+        assert isinstance(machine, Debuggable), "the capability says so"
+        machine.open_debugger(socket)
         # An emulator whose console nobody reads stands still.
         threading.Thread(target=strategy.machine.console.drain, args=(_FOREVER,), daemon=True).start()
-        machine = {name: int(value, 16) for name, value in waiting.memory.fields.items()}
+        known = {name: int(value, 16) for name, value in waiting.memory.fields.items()}
         command = arguments(symbols, socket, waiting, breaks, cpu, script)
-        return _gdb(command, {**os.environ, "HV_DEBUG_MACHINE": json.dumps(machine)})
+        return _gdb(command, {**os.environ, "HV_DEBUG_MACHINE": json.dumps(known)})
 
 
 def _gdb(command: Sequence[str], environment: dict[str, str]) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
-from hvtools.generated import svm_exit, vmcb, vmx_exit
+from hvtools.generated import svm_exit, vmcb, vmcs, vmx_exit
 
 _ADDRESS = 0x000F_FFFF_FFFF_F000  # bits 51:12 of an entry
 _LARGE = 1 << 7
@@ -69,6 +69,46 @@ def vmcb_lines(page: bytes, everything: bool = False) -> Iterator[str]:
                 shown = f"{path}[{number}]" if count > 1 else path
                 note = exit_name("svm", value) if name == "ExitCode" else words_of(_FIELD_WORDS.get(name, ""), value)
                 yield f"{offset + number * size:03x} {shown:<28} {value:#018x}  {note}".rstrip()
+
+
+# A VMCS is the processor's own business (SDM 25.2); this is Bochs' (vmcs.cc, 3.0): behind 16 bytes the fields by width,
+# type and index, 4 bytes for each encoding.
+BOCHS_REVISION = 0x2B
+_BOCHS_FIELDS = 0x10
+_BOCHS_COUNTS = (0x20, 0x50, 0x30, 0x30)
+_WIDTH_BYTES = (2, 8, 4, 8)
+_ACCESS_RIGHTS = range(0x4814, 0x4824)  # encodings of the guest's segments; Bochs keeps them rotated
+
+
+_ENCODINGS = {name: encoding for encoding, (name, _, _) in vmcs.FIELDS.items()}
+
+
+def vmcs_field(page: bytes, name: str) -> int:
+    """Give a field of a VMCS of Bochs'.
+
+    Args:
+        page: its 4 KiB.
+        name: of the field.
+    """
+    encoding = _ENCODINGS[name]
+    width, kind, index = encoding >> 13 & 3, encoding >> 10 & 3, encoding & 0x3FF
+    place = _BOCHS_FIELDS + 4 * (4 * sum(_BOCHS_COUNTS[:width]) + kind * _BOCHS_COUNTS[width] + index)
+    value = int.from_bytes(page[place : place + _WIDTH_BYTES[width]], "little")
+    return (value >> 8 | value << 24) & 0xFFFF_FFFF if encoding in _ACCESS_RIGHTS else value
+
+
+def vmcs_lines(page: bytes, everything: bool = False) -> Iterator[str]:
+    """Print a VMCS of Bochs' by field.
+
+    Args:
+        page: its 4 KiB.
+        everything: fields that are 0, too.
+    """
+    for encoding, (name, _, _) in vmcs.FIELDS.items():
+        value = vmcs_field(page, name)
+        if value or everything:
+            note = exit_name("vmx", value) if name == "EXIT_REASON" else ""
+            yield f"{encoding:04x} {name:<32} {value:#018x}  {note}".rstrip()
 
 
 def flags(entry: int, ept: bool) -> str:

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,11 @@ from hvtools import bochs, cache
 from hvtools.errors import HvError, UsageError
 from hvtools.machines.console import SerialConsole, clean
 from hvtools.machines.emulator import Emulator
+from hvtools.machines.gdbstub import BochsStub
+from hvtools.machines.live import BochsMemory
 from hvtools.machines.process import die_with
 from hvtools.machines.protocols import Cause, Ending, MachineError
+from hvtools.machines.qmp import listening
 from hvtools.machines.spec import MachineSpec
 
 ACCELERATOR = "interpreter"
@@ -38,6 +42,7 @@ _IPS = 100_000_000  # instructions per virtual second
 _HOST_MIB = 2048  # the most that Bochs keeps in memory; the rest is in an unlinked file
 _TIME = 1_700_000_000  # the clock at power-on: always the same, so that runs are the same
 _START_SECONDS = 30.0  # from the start of the process to its console; it takes 0.1 s on an idle host
+_RETRY_SECONDS = 0.05
 _LOG_END_SECONDS = 5.0  # from the end of the process to the end of its log
 
 _NAME = re.compile(r"[a-z0-9_.]+")
@@ -116,7 +121,9 @@ def _quoted(path: Path) -> str:
     return f'"{text}"'
 
 
-def configuration(spec: MachineSpec, default_cpu: str, image: Path, port: int) -> str:
+def configuration(
+    spec: MachineSpec, default_cpu: str, image: Path, port: int, debug_port: int | None = None
+) -> str:
     """Turn a specification into Bochs' configuration.
 
     The disk is written to an unlinked file of its own, so that the image stays as it is. The second serial port goes to
@@ -127,6 +134,7 @@ def configuration(spec: MachineSpec, default_cpu: str, image: Path, port: int) -
         default_cpu: the processor, if the specification names none.
         image: the firmware.
         port: TCP port of this host where the console is awaited.
+        debug_port: the one where the stub for GDB is to be, None for none.
 
     Raises:
         UsageError: a part cannot be expressed.
@@ -164,8 +172,15 @@ def configuration(spec: MachineSpec, default_cpu: str, image: Path, port: int) -
             # By what the module memory says, the guest's memory is found in that of the process.
             "info: action=ignore, pc_system=report, memory=report",
             "debug: action=ignore, memory=report",
+            *([] if debug_port is None else [f"gdbstub: enabled=1, port={debug_port}"]),
         )
     )
+
+
+def _free_port() -> int:
+    """Find a port for the emulator, which takes a number only."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def ending_of(log: str, status: int, reset: bool) -> Ending:
@@ -270,11 +285,22 @@ class BochsMachine(Emulator):
         self._default_cpu = default_cpu
         self._monitor = BochsMonitor()
         self._log: _Log | None = None
+        self._stub: BochsStub | None = None
 
     @property
     def monitor(self) -> BochsMonitor:
         """The view from outside."""
         return self._monitor
+
+    def open_debugger(self, path: Path) -> None:
+        """Let GDB connect to a socket at `path`; the processor stops when it does.
+
+        Raises:
+            MachineError: the machine was not made for it.
+        """
+        if self._stub is None:
+            raise MachineError("this Bochs was started without its GDB stub")
+        self._stub.listen(listening(path))
 
     def hypervisor_log(self) -> str:
         """Give the hypervisor's log so far: its lines on the second serial port, among those of the firmware."""
@@ -285,13 +311,14 @@ class BochsMachine(Emulator):
         return "".join(line[line.index("hv: ") :] + "\n" for line in lines if "hv: " in line)
 
     def _start(self) -> None:
-        program = bochs.provide().program
+        program = bochs.provide(self._spec.debugger).program
+        debug_port = _free_port() if self._spec.debugger else None
         image = self._spec.firmware or firmware_image()
         if not VGA_BIOS.is_file():
             raise HvError(f"{VGA_BIOS} is not there: run `hv setup`")
         with socket.create_server(("127.0.0.1", 0), backlog=1) as server:
             path = self._spec.folder / CONFIGURATION
-            path.write_text(configuration(self._spec, self._default_cpu, image, server.getsockname()[1]))
+            path.write_text(configuration(self._spec, self._default_cpu, image, server.getsockname()[1], debug_port))
             heard_log, said_log = os.pipe2(os.O_CLOEXEC | (os.O_DIRECT if self._spec.hold else 0))
             if self._spec.hold:
                 fcntl.fcntl(said_log, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
@@ -313,6 +340,9 @@ class BochsMachine(Emulator):
             self._log.start()
             heard = self._connected(server, self._process).detach()
             self._console = SerialConsole(heard, os.dup(heard), self._spec.console_log, self._listener)
+        if debug_port is not None:
+            self._stub = BochsStub(self._reached(debug_port), lambda: BochsMemory(self._spec.folder))
+            self._stub.start()
 
     def _connected(self, server: socket.socket, process: subprocess.Popen[bytes]) -> socket.socket:
         """Wait until the emulator connects its console, or ends."""
@@ -330,6 +360,18 @@ class BochsMachine(Emulator):
         if not ready:
             raise MachineError("the emulator does not connect its console")
         raise UsageError(f"the emulator refuses this machine: {self._complaint()}")
+
+    def _reached(self, port: int) -> socket.socket:
+        """Connect to the stub: the emulator opens it soon after it has connected its console, and tells nobody."""
+        end = time.monotonic() + _START_SECONDS
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                endpoint = socket.create_connection(("127.0.0.1", port))
+                endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return endpoint
+            if self.pid is None or time.monotonic() > end:
+                raise MachineError("the emulator opens no GDB stub")
+            time.sleep(_RETRY_SECONDS)
 
     def _complaint(self) -> str:
         found = _COMPLAINT.search(self._emulator_log())

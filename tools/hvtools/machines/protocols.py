@@ -7,7 +7,8 @@ import enum
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from hvtools.errors import HvError
 from hvtools.machines.spec import MachineSpec
@@ -110,3 +111,11 @@ class Machine(Protocol):
 
     def hypervisor_log(self) -> str:
         """Give the hypervisor's log so far."""
+
+
+@runtime_checkable
+class Debuggable(Protocol):
+    """A machine that GDB can be attached to."""
+
+    def open_debugger(self, path: Path) -> None:
+        """Let GDB connect to a socket at `path`; the processors stop when it does."""

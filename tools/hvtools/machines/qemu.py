@@ -215,6 +215,17 @@ class QemuMachine(Emulator):
             raise MachineError("the machine is off")
         return self._monitor
 
+    def open_debugger(self, path: Path) -> None:
+        """Let GDB connect to a socket at `path`; the processors stop when it does.
+
+        Raises:
+            MachineError: the emulator does not.
+        """
+        stub = f"gdbserver unix:{path},server=on,wait=off"
+        said = self.monitor.execute("human-monitor-command", {"command-line": stub})
+        if not path.exists():
+            raise MachineError(f"the emulator opens no GDB stub: {said}")
+
     def hypervisor_log(self) -> str:
         """Give the hypervisor's log so far."""
         if not self._spec.hypervisor_log.exists():

@@ -83,6 +83,7 @@ class Platform:
         plain_cpu: a processor without virtualization.
         lesser_cpus: processors that lack one thing, by the name of the requirement.
         exact_cpu: one that does the same in each run, where the platform can do that.
+        debugger_cpus: how many processors it can have with a debugger attached, None for any number.
         patience: how much longer than on the fastest platform a boot may take.
         drivers: EFI drivers of ours that make up for what the firmware lacks there; they do nothing where it does not.
         variables: the store of UEFI variables of its firmware, without keys; None where that cannot check signatures.
@@ -103,6 +104,7 @@ class Platform:
     counting_accelerator: str | None = None
     ticks_per_instruction: int = 0
     patience: float = 1.0
+    debugger_cpus: int | None = None
     drivers: tuple[PurePosixPath, ...] = ()
     variables: Path | None = None
     prepare: Callable[[], None] = lambda: None
@@ -124,11 +126,14 @@ def _prepare_bochs() -> None:
     bochs.provide()
 
 
+_BOCHS_CAPABILITIES = ("smp", "xapic", "poweroff", "linux", "ticks", "memory", "debugger")
+
+
 def _bochs(vendor: str, cpu_model: str, capabilities: set[str], lesser: dict[str, str]) -> Platform:
     return Platform(
         name=f"bochs-{vendor}",
         vendor=vendor,
-        capabilities=frozenset({vendor, "smp", "xapic", "poweroff", "linux", "ticks", "memory"} | capabilities),
+        capabilities=frozenset({vendor, *_BOCHS_CAPABILITIES} | capabilities),
         cpu_model=cpu_model,
         accelerator=ACCELERATOR,
         concurrent_accelerator=None,
@@ -138,6 +143,7 @@ def _bochs(vendor: str, cpu_model: str, capabilities: set[str], lesser: dict[str
         exact_cpu=f"{cpu_model},-rdrand,-rdseed",  # their numbers depend on the host's clock
         ticks_per_instruction=1,
         patience=2.0,
+        debugger_cpus=1,
         drivers=(PurePosixPath("BochsAcpiDxe.efi"),),
         prepare=_prepare_bochs,
     )

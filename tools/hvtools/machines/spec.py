@@ -34,6 +34,7 @@ class MachineSpec:
         devices: further devices in the emulator's words.
         hold: when the guest powers off, the machine stands still with its memory until it is switched off.
         restart: a guest's reset restarts the machine; otherwise it ends it.
+        debugger: GDB is going to be attached.
         firmware: a whole flash image, never modified; None for the platform's own firmware.
         variables: for the platform's own firmware: its variable store with keys, never modified; it checks signatures,
             and system management mode protects the store. None for one without keys.
@@ -51,6 +52,7 @@ class MachineSpec:
     devices: tuple[str, ...] = ()
     restart: bool = False
     hold: bool = False
+    debugger: bool = False
     firmware: Path | None = None
     variables: Path | None = None
     tpm: bool = False

@@ -10,8 +10,9 @@ from hvtools.boot import runner
 from hvtools.boot.request import BootRequest, parse_added, parse_settings
 from hvtools.debugger import session
 from hvtools.errors import HvError, UsageError
-from hvtools.machines.registry import DEFAULT_PLATFORM
+from hvtools.machines.registry import DEFAULT_PLATFORM, PLATFORM_NAMES, platform_named
 
+_CPUS = 2
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -21,12 +22,14 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 Examples:
   hv debug                                  stops before the launch
   hv debug --break HvOnCpuid --cpu 1        stops at the first CPUID exit of processor 1 (type: continue)
+  hv debug --on bochs-vmx                   on VMX, with one processor
   hv debug --break HvOnCpuid --script FILE  runs GDB commands out of a file
 \b
 Commands of GDB's that are added, `help NAME` says more:
   hv-cpus     processors: state, where each guest is, exits so far
   hv-exit     the last exit in words, and the guest's registers
   hv-vmcb     the VMCB by field
+  hv-vmcs     the VMCS by field
   hv-npt A    walk of the nested tables for a guest-physical address
   hv-log      the log, out of its ring""",
 )
@@ -36,9 +39,9 @@ Commands of GDB's that are added, `help NAME` says more:
     shell_complete=completion.platforms,
     metavar="PLATFORM",
     default=DEFAULT_PLATFORM,
-    help="qemu-svm, or kvm where it is ready.",
+    help=f"Platform ({DEFAULT_PLATFORM}): {', '.join(PLATFORM_NAMES)}.",
 )
-@click.option("--cpus", type=int, default=2, metavar="N", help="Processors (2).")
+@click.option("--cpus", type=int, metavar="N", help="Processors (2; on Bochs 1, whose stub has no more).")
 @click.option(
     "--break", "breaks", multiple=True, metavar="SYMBOL", help="Where to stop: function, FILE:LINE, *0xADDRESS."
 )
@@ -57,7 +60,7 @@ Commands of GDB's that are added, `help NAME` says more:
 @click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Folder for all logs.")
 def command(
     platform: str,
-    cpus: int,
+    cpus: int | None,
     breaks: tuple[str, ...],
     cpu: int | None,
     script: Path | None,
@@ -71,6 +74,8 @@ def command(
     Breakpoints in host life (handlers, backends) work from there on; `continue` lets the launch happen. The machine
     goes when GDB ends. Its console is in the file console.log of its folder.
     """
+    if cpus is None:
+        cpus = platform_named(platform).debugger_cpus or _CPUS
     session.check(platform, cpus, breaks, cpu)
     asked = parse_settings(settings)
     if "wait" in asked:
@@ -86,7 +91,7 @@ def command(
     toolchain.require("debug")
     folder = runner.logs_folder(keep)
     ui.info(f"starting the machine; its console is in {folder}")
-    with runner.booting(request, folder) as strategy:
+    with runner.booting(request, folder, debugger=True) as strategy:
         code = session.debug(strategy, runner.symbols(request.target), breaks, cpu, script)
     if code != 0:
         raise HvError(f"GDB ended with status {code}")

@@ -11,7 +11,7 @@ from hvtools.boot import runner
 from hvtools.boot.hvlog import parse_log
 from hvtools.boot.request import BootRequest, parse_added, parse_settings
 from hvtools.boot.strategy import BootStrategy, State
-from hvtools.errors import HvError
+from hvtools.errors import HvError, UsageError
 from hvtools.generated.options import OPTIONS
 from hvtools.machines.live import LiveMemory, live_memory
 from hvtools.machines.registry import DEFAULT_PLATFORM, PLATFORM_NAMES, platform_named
@@ -90,6 +90,8 @@ def command(
     is started at its linked address (nokaslr).
     """
     found = platform_named(platform)
+    if "memory" not in found.capabilities:
+        raise UsageError(f"{platform}: its memory cannot be read from outside: use --on {DEFAULT_PLATFORM}")
     symbols = Symbols(symbols_file) if symbols_file is not None else None
     if picture is not None:
         # It takes a second to load, and no other verb needs it.
