@@ -135,7 +135,7 @@ def test_a_hung_machine_fails_within_its_limit_with_the_last_lines(hv: Hv) -> No
     assert "the limit of 30 s is over" in done.stderr
     assert "last lines of the console:" in done.stderr and "last lines of the hypervisor log:" in done.stderr
     assert "hvcheck| before the end of the world" in done.stderr
-    (folder,) = re.findall(r"^`hv decode (\S+)` explains the logs$", done.stderr, re.MULTILINE)
+    (folder,) = re.findall(r"\(`hv decode (\S+)` explains the logs\)$", done.stderr, re.MULTILINE)
     assert (Path(folder) / "console.log").is_file()
     assert (hv.folder / "out.json").is_file(), "a boot that fails still has a result"
 

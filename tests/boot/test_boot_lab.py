@@ -67,7 +67,7 @@ def test_of_three_boxes_one_hangs_and_the_others_finish(lab: Demo, hv: Hv) -> No
     lab.rack.switched.clear()
     done = run(lab, hv, "--tag", "board=qemu", "--keep", "out", "--json", "out.json", "--", "-k", ONE)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.splitlines()[-1] == "hv: error: 1 of 3 boxes did not pass: box2"
+    assert done.stderr.splitlines()[-1] == "hv: error: 1 of 3 boxes did not pass: box2 (see the report)"
     boxes = {box["box"]: box for box in json.loads((hv.folder / "out.json").read_text())["boxes"]}
     for name in ("box1", "box3"):
         assert boxes[name]["ok"] and boxes[name]["passed"] == 1, done.stderr

@@ -63,7 +63,7 @@ def test_a_report_comes_back_from_its_file(tmp_path: Path) -> None:
 def test_what_is_no_report_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "report.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match="no report of `hv bench --json`"):
+    with pytest.raises(UsageError, match="no report of `hv bench --json FILE`"):
         read_report(path)
 
 

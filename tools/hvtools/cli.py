@@ -13,7 +13,17 @@ from typing import Any, NoReturn
 import click
 
 from hvtools import verbs
-from hvtools.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HvError, InterruptedByUser, is_no_space
+from hvtools.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    HvError,
+    InterruptedByUser,
+    NoSpaceError,
+    UsageError,
+    is_no_space,
+    with_step,
+)
 
 _ORDER = "setup doctor build boot log decode debug trace bench test docs gen clean".split()
 """The verbs in the order in which a person meets them; others follow."""
@@ -58,6 +68,10 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _verb_of(arguments: list[str]) -> str:
+    return next((word for word in arguments if not word.startswith("-")), "")
+
+
 def run(arguments: list[str]) -> int:
     """Runs a command line.
 
@@ -68,7 +82,7 @@ def run(arguments: list[str]) -> int:
         result = cli.main(arguments, prog_name="hv", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except HvError as error:
-        return _fail(error.line, error.exit_code)
+        return _fail(with_step(error.line, error.step, _verb_of(arguments)), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.ctx.get_help() if error.ctx else "", file=sys.stderr)
         return EXIT_USAGE
@@ -76,7 +90,7 @@ def run(arguments: list[str]) -> int:
         verb = error.ctx.command_path if error.ctx else "hv"
         return _fail(f"{error.format_message().rstrip('.')} (see {verb} --help)", EXIT_USAGE)
     except click.ClickException as error:
-        return _fail(error.format_message(), EXIT_USAGE)
+        return _fail(with_step(error.format_message(), UsageError.step, _verb_of(arguments)), EXIT_USAGE)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
@@ -87,7 +101,9 @@ def run(arguments: list[str]) -> int:
         if os.environ.get("HV_DEBUG"):
             traceback.print_exc()
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", EXIT_USAGE if is_no_space(error) else EXIT_FAILED)
+        full = is_no_space(error)
+        step = NoSpaceError.step if full else "see that it is there, and yours"
+        return _fail(with_step(f"{where}{error.strerror or error}", step, ""), EXIT_USAGE if full else EXIT_FAILED)
     except Exception as error:
         if os.environ.get("HV_DEBUG"):
             raise

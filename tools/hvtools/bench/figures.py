@@ -107,4 +107,4 @@ def read_report(path: Path) -> Report:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no report of `hv bench --json`") from error
+        raise UsageError(f"{path} is no report of `hv bench --json FILE`") from error

@@ -149,9 +149,8 @@ class BochsStub(threading.Thread):
         # What GDB says once it has asked for a stop is for the machine that stands.
         wires = [self._stub] if self._gdb is None or self._interrupted else [self._stub, self._gdb]
         listeners = [self._woken] if self._gdb is not None or self._listener is None else [self._woken, self._listener]
-        ready: list[socket.socket | _Wire] = []
-        if not any(wire.begins(False) for wire in wires):
-            ready = select.select([*wires, *listeners], [], [])[0]
+        ready: list[socket.socket | _Wire] = [*wires, *listeners]
+        ready = [] if any(wire.begins(False) for wire in wires) else select.select(ready, [], [])[0]
         if self._stub.begins(self._stub in ready):
             self._stopped(self._stub.take())
         elif self._gdb in wires and self._gdb is not None:

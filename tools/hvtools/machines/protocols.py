@@ -42,6 +42,8 @@ class Ending:
 class MachineError(HvError):
     """The machine did something else than it was asked for."""
 
+    step = "`hv decode` explains what is in the run's folder"
+
 
 class ConsoleTimeoutError(MachineError):
     """What was waited for did not appear on the console in time."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hvtools import build, completion, report, ui
+from hvtools import build, completion, report
 from hvtools.boot import progress, runner
 from hvtools.boot.request import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, BootRequest, parse_added, parse_settings
 from hvtools.errors import HvError, UsageError
@@ -160,7 +160,8 @@ def command(
     report.write(folder / "result.json", result.as_json())
     report.write(json_file, result.as_json())
     if result.failures:
-        if not result.checks.script_exit:
-            ui.info(f"`hv decode {folder}` explains the logs")
-        raise HvError("; ".join(result.failures))
+        error = HvError("; ".join(result.failures))
+        done = result.checks.script_exit
+        error.step = f"its output is in {folder}/console.log" if done else f"`hv decode {folder}` explains the logs"
+        raise error
     return 0

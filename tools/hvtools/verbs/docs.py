@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from hvtools import build, gen, ui
-from hvtools.errors import HvError
+from hvtools.errors import HvError, UsageError
 
 _CONFIGURATION = build.ROOT / "mkdocs.yml"
 _MARKS = ("WARNING", "ERROR")
@@ -33,6 +33,10 @@ def command(out: Path) -> None:
 
     A link that leads nowhere is an error.
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: the folder {out} cannot be made: {error.strerror}") from error
     stale = [path for path in gen.stale(gen.render(), gen.ROOT) if path.suffix == ".md"]
     if stale:
         raise HvError(f"reference pages are stale, run `./hv gen`: {' '.join(map(str, stale))}")

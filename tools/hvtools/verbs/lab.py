@@ -86,7 +86,7 @@ def run(
     report.write(json_file, {"report": str(folder), "boxes": [result.as_json() for result in results]})
     ui.out.print(f"report: {folder / reports.HTML}", markup=False)
     if bad := [result.name for result in results if not result.ok]:
-        raise HvError(f"{len(bad)} of {len(results)} boxes did not pass: {', '.join(bad)}")
+        raise HvError(f"{len(bad)} of {len(results)} boxes did not pass: {', '.join(bad)} (see the report)")
     return 0
 
 
