@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import tracemalloc
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -10,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from hvtools import cli
-from hvtools.errors import UsageError
+from hvtools.errors import HvError, UsageError
 from hvtools.generated.exits import KINDS
-from hvtools.trace import picture
+from hvtools.trace import kernel, picture
 from hvtools.trace.records import Exit, Trace, kind_of
 from hvtools.trace.summary import summarise
 from hvtools.trace.symbols import Symbols
@@ -91,7 +93,7 @@ def test_symbols_that_are_none_are_refused(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--on", "bochs-vmx"], "cannot be read from outside"),
+        (["--symbols", "/nonexistent"], "say --symbols kernel"),
         (["--picture", "x.bmp"], "ends in .svg or .png"),
         (["--records", "0"], "not in the range"),
         (["--set", "nope=1"], "no such option"),
@@ -126,3 +128,19 @@ def test_names_of_pictures(tmp_path: Path) -> None:
     picture.check(tmp_path / "x.SVG")
     with pytest.raises(UsageError, match="ends in"):
         picture.check(tmp_path / "svg")
+
+
+def printed(lines: list[str]) -> str:
+    told = ["symbols: begin", *lines, "symbols: end"]
+    return "[    0.1] Linux\n" + "".join(f"hvcheck| {line}\n" for line in told) + "hvcheck: script-end exit=0\n"
+
+
+def test_the_kernels_symbols_come_over_the_console_whole_or_not_at_all() -> None:
+    text = b"".join(b"%016x t function_%d\n" % (0xFFFFFFFF81000000 + n * 64, n * n) for n in range(1000))
+    lines = base64.encodebytes(gzip.compress(text)).decode().splitlines()
+    assert len(lines) > 30 and kernel.symbols_in(printed(lines)) == text
+    for damaged in (lines[:-5], lines[:5] + lines[6:], [*lines[:5], "[    9.9] random: crng init done", *lines[5:]]):
+        with pytest.raises(HvError, match="run it again"):
+            kernel.symbols_in(printed(damaged))
+    with pytest.raises(HvError, match="--symbols FILE"):
+        kernel.symbols_in("hvcheck| sh: grep: not found\n")

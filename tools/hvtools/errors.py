@@ -29,7 +29,7 @@ class HvError(Exception):
     """
 
     exit_code = EXIT_FAILED
-    step = "`hv doctor` says what this machine lacks, and the manual's page Troubleshooting what helps"
+    step = "the manual's page Troubleshooting may help: `hv docs`"
 
     @property
     def line(self) -> str:

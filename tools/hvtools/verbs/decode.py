@@ -58,6 +58,5 @@ def command(source: str, symbols: Path | None, memory: Path | None, json_file: P
         each.print(ui.out)
     report.write(json_file, {"reports": [{"file": name, **each.as_json()} for name, each in reports]})
     if not reports:
-        raise HvError(
-            f"{'standard input' if source == '-' else source} has nothing that can be decoded: not {_FORMATS}"
-        )
+        what = "standard input" if source == "-" else source
+        raise HvError(f"{what} has nothing that can be decoded: not {_FORMATS}; see `hv decode --help`")

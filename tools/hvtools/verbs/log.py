@@ -78,7 +78,8 @@ def _of_run(run: Run, follow: bool, save: Path | None) -> Iterator[LogLine]:
         yield from run.port_log()
         return
     if save:
-        memory.save(save)
+        with ui.step(f"saving the memory to {save}"):
+            memory.save(save)
     if follow:
         yield from _follow(run, memory)
         return

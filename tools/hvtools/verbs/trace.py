@@ -15,7 +15,7 @@ from hvtools.errors import HvError, UsageError
 from hvtools.generated.options import OPTIONS
 from hvtools.machines.live import LiveMemory, live_memory
 from hvtools.machines.registry import DEFAULT_PLATFORM, PLATFORM_NAMES, platform_named
-from hvtools.trace import records
+from hvtools.trace import kernel, records
 from hvtools.trace.summary import Summary, summarise
 from hvtools.trace.symbols import Symbols
 
@@ -30,7 +30,8 @@ _POLL_SECONDS = 0.2
 Examples:
   hv trace --picture exits.svg             a boot of Linux, drawn
   hv trace --cpus 8 --json exits.json      its numbers for a program
-  hv trace --symbols System.map            functions of the kernel instead of addresses
+  hv trace --symbols kernel                functions of the kernel instead of addresses
+  hv trace --on bochs-vmx --symbols System.map
   hv trace --script stress.sh --places 30  of what a script does in Linux""",
 )
 @click.option(
@@ -51,7 +52,9 @@ Examples:
     help=f"Exits that are kept for each processor, the newest ones ({_RECORDS}).",
 )
 @click.option(
-    "--symbols", "symbols_file", type=_FILE, metavar="FILE", help="System.map or /proc/kallsyms of the kernel."
+    "--symbols",
+    metavar="FILE|kernel",
+    help="System.map or /proc/kallsyms of the kernel; kernel: of the pinned one, by a boot of its own the first time.",
 )
 @click.option("--places", type=click.IntRange(1, 10000), default=15, metavar="N", help="Hottest guest addresses (15).")
 @click.option(
@@ -74,7 +77,7 @@ def command(
     platform: str,
     cpus: int,
     count: int,
-    symbols_file: Path | None,
+    symbols: str | None,
     places: int,
     picture: Path | None,
     script: Path | None,
@@ -92,7 +95,7 @@ def command(
     found = platform_named(platform)
     if "memory" not in found.capabilities:
         raise UsageError(f"{platform}: its memory cannot be read from outside: use --on {DEFAULT_PLATFORM}")
-    symbols = Symbols(symbols_file) if symbols_file is not None else None
+    names = None if symbols is None else Symbols(_symbols_file(symbols))
     if picture is not None:
         # It takes a second to load, and no other verb needs it.
         from hvtools.trace import picture as drawing
@@ -104,19 +107,28 @@ def command(
         script=script,
         application=application,
         added=parse_added(added),
-        append="nokaslr" if symbols is not None and application is None else "",
+        append=kernel.APPEND if names is not None and application is None else "",
         settings={**parse_settings(settings), "trace": str(count)},
     )
     request.checked()
     trace = _boot(request, runner.logs_folder(keep))
     if not trace.exits:
         raise HvError("the trace has no exit")
-    summary = summarise(trace, found.vendor, symbols, places)
+    summary = summarise(trace, found.vendor, names, places)
     report.write(json_file, summary.as_json())
     if picture is not None:
         with ui.step(f"drawing {picture}"):
             drawing.draw(trace, picture, f"exits on {platform}, {cpus} processors")
     _print(summary)
+
+
+def _symbols_file(name: str) -> Path:
+    if name == "kernel":
+        return kernel.kernel_symbols()
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"--symbols: {path} does not exist or is no file: give one, or say --symbols kernel")
+    return path
 
 
 def _boot(request: BootRequest, folder: Path) -> records.Trace:
