@@ -16,6 +16,7 @@ pytestmark = pytest.mark.needs("hypervisor")
 
 
 @pytest.mark.everywhere
+@pytest.mark.needs("process")
 def test_an_exit_is_within_its_budget(platform: str, _logs: Callable[[], Path]) -> None:
     # With two processors the xAPIC page is trapped; on Bochs they would share the counter.
     cpus = 1 if "ticks" in platform_named(platform).capabilities else 2

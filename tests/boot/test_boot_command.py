@@ -100,6 +100,7 @@ def test_no_disk_space_is_one_line_and_leaves_nothing(hv: Hv) -> None:
 
 @pytest.mark.everywhere
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.needs("process")
 def test_an_interrupt_in_mid_boot_leaves_nothing(platform: str, hv: Hv, number: signal.Signals, code: int) -> None:
     with hv.start("boot", "--on", platform, "--no-hv", "--json", "out.json") as process:
         wait_for_line(process, "firmware")
@@ -117,6 +118,7 @@ def test_an_interrupt_in_mid_boot_leaves_nothing(platform: str, hv: Hv, number: 
 
 
 @pytest.mark.everywhere
+@pytest.mark.needs("process")
 def test_the_emulator_dies_with_its_parent_however_that_dies(platform: str, hv: Hv) -> None:
     with hv.start("boot", "--on", platform, "--no-hv") as process:
         wait_for_line(process, "firmware")

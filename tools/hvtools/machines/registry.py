@@ -44,6 +44,7 @@ CAPABILITIES = {
     "debugger": "GDB can be attached",
     "secure-boot": "its firmware can check signatures",
     "tpm": "there can be a TPM 2.0",
+    "process": "a process of this host, which is no box in a lab",
     "linux": "the firmware gives Linux all that it needs (ACPI, SMP)",
 }
 
@@ -126,7 +127,7 @@ def _prepare_bochs() -> None:
     bochs.provide()
 
 
-_BOCHS_CAPABILITIES = ("smp", "xapic", "poweroff", "linux", "ticks", "memory", "debugger")
+_BOCHS_CAPABILITIES = ("process", "smp", "xapic", "poweroff", "linux", "ticks", "memory", "debugger")
 
 
 def _bochs(vendor: str, cpu_model: str, capabilities: set[str], lesser: dict[str, str]) -> Platform:
@@ -160,6 +161,7 @@ PLATFORMS = {
                 {
                     "svm",
                     "hypervisor",
+                    "process",
                     "fast",
                     "smp",
                     "concurrent",
@@ -234,6 +236,7 @@ def kvm_platform(found: Kvm) -> Platform:
             {
                 found.vendor,
                 "hypervisor",
+                "process",
                 "fast",
                 "smp",
                 "concurrent",
