@@ -198,10 +198,10 @@ HvDmaRelease (
   );
 
 /**
-  How many pages of the pool HvDmaProtect needs at most.
+  How many pages HvDmaProtect needs at most.
 
   @param[in] Options  The options.
-  @param[in] Range    What devices may reach.
+  @param[in] End      Devices may reach what is below.
 
   @return  The pages, 0 without an IOMMU.
 
@@ -209,8 +209,8 @@ HvDmaRelease (
 **/
 UINTN
 HvDmaPages (
-  IN CONST HV_OPTIONS       *Options,
-  IN CONST HV_PAGING_RANGE  *Range
+  IN CONST HV_OPTIONS  *Options,
+  IN UINT64            End
   );
 
 /**

@@ -420,6 +420,7 @@ HvMemoryBuild (
   UINTN            Enabled;
   UINTN            SharedPages;
   UINTN            TracePages;
+  UINTN            DmaPages;
   UINTN            Pool;
   UINT64           NestedPages;
   UINT64           End;
@@ -460,19 +461,20 @@ HvMemoryBuild (
   SharedPages = EFI_SIZE_TO_PAGES (HV_STATUS_BYTES (Cpus)) + EFI_SIZE_TO_PAGES (HV_RING_BYTES);
   Pool        = (UINTN)NestedPages + PAGES_ON_DEMAND + PAGES_TO_SPLIT;
   HvPagingEstimate (HvPagingHost4, Probe->LargestLevel, &Range, 1, &NestedPages);
-  Pool += (UINTN)NestedPages + PAGES_TO_SPLIT + 4 * Scratch->RamCount + HvDmaPages (Options, &Range);
+  Pool += (UINTN)NestedPages + PAGES_TO_SPLIT + 4 * Scratch->RamCount;
   if (Level != HV_PAGING_LEVEL_1G) {
     // A piece on demand is a table of its own: 1 GiB with leaves of 2 MiB, 2 MiB with leaves of 4 KiB.
     Pool += 4 * PAGES_ON_DEMAND;
   }
 
+  DmaPages   = HvDmaPages (Options, ALIGN_VALUE (MAX (SIZE_4GB, Scratch->Ram[Scratch->RamCount - 1].End), SIZE_1GB));
   TracePages = 0;
   if (Options->Value[HvOptionTrace] != 0) {
     TracePages = EFI_SIZE_TO_PAGES ((UINTN)HvCoreTraceBytes (Options->Value[HvOptionTrace]));
   }
 
   mPages  = SharedPages + EFI_SIZE_TO_PAGES (sizeof (HV_HOST)) + EFI_SIZE_TO_PAGES (sizeof (HV_CRASH_RECORD)) +
-            EFI_SIZE_TO_PAGES (Image->Bytes) + Probe->SharedPages + 1 +
+            EFI_SIZE_TO_PAGES (Image->Bytes) + Probe->SharedPages + DmaPages + 1 +
             Cpus * (CpuPages (Probe) + TracePages) + Pool;
   mPages += mPages / 512 * 2; // tables for the 4 KiB mappings of the block itself, nested and host
   Status  = (Options->Value[HvOptionFailAt] == HV_OPTION_FAIL_AT_MEMORY) ? EFI_OUT_OF_RESOURCES
@@ -516,6 +518,8 @@ HvMemoryBuild (
   Host->EntryCheck     = (BOOLEAN)(Options->Value[HvOptionEntryCheck] == HV_OPTION_ENTRY_CHECK_ON);
   Host->Root.Shared    = Take (&Cursor, Probe->SharedPages);
   Host->TraceBase      = (TracePages == 0) ? 0 : (UINTN)Take (&Cursor, Cpus * TracePages);
+  Host->DmaPages       = DmaPages;
+  Host->DmaBase        = (UINTN)Take (&Cursor, DmaPages);
   Host->TraceStride    = EFI_PAGES_TO_SIZE (TracePages);
   Host->OnesPage       = (UINTN)Take (&Cursor, 1);
   SetMem ((VOID *)(UINTN)Host->OnesPage, EFI_PAGE_SIZE, 0xFF);

@@ -99,6 +99,7 @@ def test_the_next_boot_prints_what_crashed(session: Session) -> None:
         crash_again_and_again(strategy, ((PF, 1), (GP, 0), (DE, 1)))
 
 
+@pytest.mark.slow
 def test_a_stack_that_overflows_meets_its_guard_page_and_is_told_once(session: Session) -> None:
     settings = {"inject": "on", "on_crash": "reset"}
     with session(restart=True, cpus=2, settings=settings, added=crasher()) as strategy:

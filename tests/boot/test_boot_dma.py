@@ -11,50 +11,81 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hvtools import build
-from hvtools.boot.result import BootResult
+from hvtools.boot.shell import EfiShell
+from hvtools.boot.strategy import BootStrategy, State
+from hvtools.machines.live import live_memory
 
 if TYPE_CHECKING:
-    from tests.boot.conftest import Boot
+    from tests.boot.conftest import Boot, Session
 
 pytestmark = pytest.mark.needs("hypervisor", "devices")
 
 EDU = "edu,dma_mask=0xffffffffff"
-OS = "off: the IOMMU is left to the operating system"
+IOMMUS = ("intel-iommu", "amd-iommu")
+NAMES = {"intel-iommu": "vt-d", "amd-iommu": "amd-vi"}
+OS = "off: the operating system owns the IOMMU"
 
 
-def check(boot: Boot, iommu: tuple[str, ...], settings: dict[str, str], arrives: str, said: str) -> BootResult:
+def check(boot: Boot, iommu: str | None, settings: dict[str, str], arrives: str, said: str) -> None:
     program = build.ensure_built("DEBUG").folder / "HvDmaProbe.efi"
-    result = boot(cpus=2, application=program, devices=(*iommu, EDU), settings=settings).must_be_ok()
+    devices = (EDU,) if iommu is None else (iommu, EDU)
+    result = boot(cpus=2, application=program, devices=devices, settings=settings).must_be_ok()
     assert result.application is not None
     match = re.search(r"write-arrived=(\d) read-arrived=(\d)", result.application.output)
     assert match is not None and match.groups() == (arrives, arrives), result.report()
     (event,) = [line for line in result.log if line.event == "dma"]
     assert event.fields["protection"] == said.split(":")[0]
+    assert event.fields["iommu"] == ("none" if iommu is None else NAMES[iommu])
     assert result.checks.status is not None and result.checks.status.dma == said
     assert result.as_json()["dma_protection"] == said
-    return result
 
 
-def test_with_an_iommu_neither_write_nor_read_arrives(boot: Boot) -> None:
-    check(boot, ("intel-iommu",), {}, "0", "on")
+def hidden_tables(strategy: BootStrategy, signature: str) -> list[int]:
+    """Where in memory ACPI tables are that no longer have this signature, by their length and checksum."""
+    memory = live_memory(strategy.machine.spec.folder)
+    assert memory is not None
+    content = memory.read(0, 512 << 20)
+    found = []
+    for match in re.finditer(re.escape(b"X" + signature[1:].encode()), content):
+        length = int.from_bytes(content[match.end() :][:4], "little")
+        if 48 < length < 4096 and sum(content[match.start() :][:length]) % 256 == 0:
+            found.append(match.start())
+    return found
 
 
-@pytest.mark.parametrize(
-    ("iommu", "settings", "said"),
-    [
-        ((), {}, "off: no IOMMU"),
-        (("intel-iommu",), {"dma": "off"}, OS),
-        pytest.param(("amd-iommu",), {}, OS, marks=pytest.mark.slow),
-    ],
-    ids=["none", "vt-d", "amd-vi"],
-)
-def test_without_protection_it_is_said(boot: Boot, iommu: tuple[str, ...], settings: dict[str, str], said: str) -> None:
-    check(boot, iommu, settings, "1", said)
+@pytest.mark.parametrize("iommu", IOMMUS)
+def test_with_an_iommu_neither_write_nor_read_arrives(boot: Boot, iommu: str) -> None:
+    check(boot, iommu, {}, "0", "on")
 
 
-def test_linux_boots_and_does_not_find_the_iommu(boot: Boot, script: Callable[[str], Path]) -> None:
-    tables = script("ls /sys/firmware/acpi/tables\n")
-    protected = boot(devices=("intel-iommu",), script=tables).must_be_ok()
-    assert protected.checks.status is not None and protected.checks.status.dma == "on"
-    assert "DMAR" not in protected.checks.script_output.split()
-    assert "FACP" in protected.checks.script_output.split()
+@pytest.mark.parametrize("iommu", [IOMMUS[0], pytest.param(IOMMUS[1], marks=pytest.mark.slow)])
+def test_an_iommu_that_is_left_to_the_operating_system_is_said(boot: Boot, iommu: str) -> None:
+    check(boot, iommu, {"dma": "off"}, "1", OS)
+
+
+@pytest.mark.slow
+def test_a_machine_without_an_iommu_is_said(boot: Boot) -> None:
+    check(boot, None, {}, "1", "off: no IOMMU")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("iommu", IOMMUS)
+def test_linux_boots_and_does_not_find_the_iommu(boot: Boot, script: Callable[[str], Path], iommu: str) -> None:
+    tables = script("ls /sys/firmware/acpi/tables /sys/class/iommu\n")
+    result = boot(devices=(iommu,), script=tables, append="intel_iommu=on").must_be_ok()
+    assert result.checks.status is not None and result.checks.status.dma == "on"
+    found = set(result.checks.script_output.split())
+    assert "FACP" in found and not found & {"DMAR", "IVRS", "dmar0", "ivhd0"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("iommu", IOMMUS)
+def test_unloading_gives_the_iommu_back(session: Session, iommu: str) -> None:
+    table = {"intel-iommu": "DMAR", "amd-iommu": "IVRS"}[iommu]
+    with session(cpus=2, devices=(iommu,)) as strategy:
+        strategy.transition(State.HYPERVISOR)
+        shell = EfiShell(strategy)
+        assert hidden_tables(strategy, table)
+        (handle,) = re.findall(r"^\s*([0-9A-F]+): .*HvDxe", shell.must("dh -p LoadedImage"), re.MULTILINE)
+        shell.must(f"unload -n {handle}")
+        assert not hidden_tables(strategy, table)

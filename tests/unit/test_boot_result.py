@@ -73,7 +73,7 @@ def test_a_good_boot_has_no_failure_and_all_of_the_json() -> None:
     assert value["exits"] == {"cpuid": 40, "wrmsr": 2, "total": 42}
     assert value["exits_by_cpu"]["1"] == {"cpuid": 20, "wrmsr": 1, "total": 21}
     assert value["exits_boot"] == {"cpuid": 20, "wrmsr": 2, "total": 22}
-    assert value["dma_protection"] == "off: the IOMMU is left to the operating system"
+    assert value["dma_protection"] == "off: the operating system owns the IOMMU"
     assert value["nested_page_sizes"] == ["2m"] and value["reserved_bytes"] == 8388608
     assert value["script"] is None and value["run"] is None and value["ended"] == "poweroff"
     assert value["console"] == "logs/console.log" and value["log"] == "logs/hypervisor.log"

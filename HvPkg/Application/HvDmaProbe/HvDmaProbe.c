@@ -21,12 +21,14 @@
 #define EDU_DMA_COUNT     0x90
 #define EDU_DMA_COMMAND   0x98
 #define EDU_DMA_START     BIT0
-#define EDU_DMA_TO_MEMORY  BIT1
+#define EDU_DMA_TO_MEMORY BIT1
 #define EDU_BUFFER        0x40000
-#define TIMEOUT_100NS     600000000
+#define LOOK_EVERY_100NS  200000 // 20 ms, for a device that needs 100
+#define LOOKS_MAX         3000
 #define BYTES             16
 
 STATIC EFI_PCI_IO_PROTOCOL  *mEdu;
+STATIC EFI_EVENT            mTimer;
 
 STATIC
 EFI_STATUS
@@ -77,14 +79,32 @@ Dma (
   IN BOOLEAN  ToMemory
   )
 {
-  UINT64  Command;
+  EFI_STATUS  Status;
+  UINT64      Command;
+  UINTN       Looks;
+  UINTN       Index;
 
   WriteRegister (EDU_DMA_SOURCE, ToMemory ? EDU_BUFFER : Memory);
   WriteRegister (EDU_DMA_TARGET, ToMemory ? Memory : EDU_BUFFER);
   WriteRegister (EDU_DMA_COUNT, BYTES);
   WriteRegister (EDU_DMA_COMMAND, EDU_DMA_START | (ToMemory ? EDU_DMA_TO_MEMORY : 0));
-  // A minute at most, for a device that needs a tenth of one.
-  return mEdu->PollMem (mEdu, EfiPciIoWidthUint64, 0, EDU_DMA_COMMAND, EDU_DMA_START, 0, TIMEOUT_100NS, &Command);
+  // Processors that sleep meanwhile: one that polls keeps QEMU from its devices.
+  for (Looks = 0; Looks < LOOKS_MAX; Looks++) {
+    Status = gBS->SetTimer (mTimer, TimerRelative, LOOK_EVERY_100NS);
+    if (!EFI_ERROR (Status)) {
+      Status = gBS->WaitForEvent (1, &mTimer, &Index);
+    }
+
+    if (!EFI_ERROR (Status)) {
+      Status = mEdu->Mem.Read (mEdu, EfiPciIoWidthUint64, 0, EDU_DMA_COMMAND, 1, &Command);
+    }
+
+    if (EFI_ERROR (Status) || ((Command & EDU_DMA_START) == 0)) {
+      return Status;
+    }
+  }
+
+  return EFI_TIMEOUT;
 }
 
 /**
@@ -132,8 +152,9 @@ HvDmaProbeMain (
     return Status;
   }
 
-  Own = AllocatePages (1);
-  if (Own == NULL) {
+  Own    = AllocatePages (1);
+  Status = gBS->CreateEvent (EVT_TIMER, 0, NULL, NULL, &mTimer);
+  if ((Own == NULL) || EFI_ERROR (Status)) {
     return EFI_OUT_OF_RESOURCES;
   }
 
@@ -146,8 +167,9 @@ HvDmaProbeMain (
   }
 
   if (EFI_ERROR (Status) || (Own[0] != 0x5A) || (Own[BYTES - 1] != 0x5A)) {
-    Print (L"HvDmaProbe: the device does not work\n");
+    Print (L"HvDmaProbe: the device does not work: %r, %x\n", Status, Own[0]);
     FreePages (Own, 1);
+    gBS->CloseEvent (mTimer);
     return EFI_DEVICE_ERROR;
   }
 
@@ -170,6 +192,7 @@ HvDmaProbeMain (
   ReadArrived = (BOOLEAN)(CompareMem (Own, Own + 1, BYTES - 1) != 0);
 
   FreePages (Own, 1);
+  gBS->CloseEvent (mTimer);
   if (EFI_ERROR (Status)) {
     Print (L"HvDmaProbe: the device does not come to an end: %r\n", Status);
     return EFI_DEVICE_ERROR;

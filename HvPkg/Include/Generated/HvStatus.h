@@ -58,7 +58,7 @@ STATIC_ASSERT (sizeof (HV_STATUS_HEADER) == 0x80, "HV_STATUS_HEADER");
 // Protection of the hypervisor's memory against DMA (HvPkg)
 //
 #define HV_STATUS_DMA_NO_IOMMU  0x00000000  ///< off: the firmware describes no IOMMU
-#define HV_STATUS_DMA_OS        0x00000001  ///< off: the IOMMU is left to the operating system
+#define HV_STATUS_DMA_OS        0x00000001  ///< off: the operating system owns the IOMMU
 #define HV_STATUS_DMA_ON        0x00000002  ///< on: the IOMMU keeps devices from it
 
 //

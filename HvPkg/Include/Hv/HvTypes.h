@@ -15,6 +15,7 @@
 #include <Generated/HvStatus.h>
 #include <Library/HvApicLib.h>
 #include <Library/HvDecodeLib.h>
+#include <Library/HvIommuLib.h>
 #include <Library/HvCrashLib.h>
 #include <Library/HvMailboxLib.h>
 #include <Library/HvMemoryTypeLib.h>
@@ -270,7 +271,6 @@ typedef struct {
 } HV_RANGE;
 
 #define HV_RAM_RANGES_MAX  128
-#define HV_IOMMUS_MAX      16
 
 ///
 /// CPUID bits that the root must not see because a control of the backend is missing.
@@ -334,7 +334,9 @@ struct _HV_HOST {
   BOOLEAN                 Inject;          ///< test option inject
   BOOLEAN                 ResetOnCrash;    ///< option on_crash
   UINT32                  IommuCount;      ///< units that keep devices from the block
-  HV_RANGE                Iommu[HV_IOMMUS_MAX]; ///< their registers, which the root does not see either
+  HV_RANGE                Iommu[HV_IOMMU_UNITS_MAX]; ///< their registers, which the root does not see either
+  UINT64                  DmaBase;         ///< what the units look into
+  UINT64                  DmaPages;
   HV_CRASH_RECORD         *Crash;          ///< written by the processor that crashes first
   UINT32                  HiddenCount;
   HV_CPUID_HIDDEN         Hidden[HV_CPUID_HIDDEN_MAX];

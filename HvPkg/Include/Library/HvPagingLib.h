@@ -27,7 +27,6 @@ typedef enum {
   HvPagingEpt5,   ///< Intel EPT, page-walk length 5
   HvPagingHost4,  ///< The host's own tables, 4 levels; supervisor pages, lower half only
   HvPagingHost5,  ///< The host's own tables, 5 levels
-  HvPagingVtd4,   ///< Second level of an Intel IOMMU, 4 levels (VT-d specification 3.7, 9.8); rights are read and write
   HvPagingFormatMax
 } HV_PAGING_FORMAT;
 

@@ -94,15 +94,7 @@ STATIC CONST HV_PAGING_ROW  mRows[HvPagingFormatMax] = {
   [HvPagingEpt4]  = HV_EPT_ROW (4, 48),
   [HvPagingEpt5]  = HV_EPT_ROW (5, 52),
   [HvPagingHost4] = HV_LM_ROW (4, 47, 0),
-  [HvPagingHost5] = HV_LM_ROW (5, 52, 0),
-  [HvPagingVtd4]  = {
-    .Levels      = 4,
-    .AddressBits = 48,
-    .PresentMask = HV_EPT_READ | HV_EPT_WRITE,
-    .TableBits   = HV_EPT_READ | HV_EPT_WRITE,
-    .ReadBit     = HV_EPT_READ,
-    .WriteBit    = HV_EPT_WRITE
-  }
+  [HvPagingHost5] = HV_LM_ROW (5, 52, 0)
 };
 
 typedef enum {

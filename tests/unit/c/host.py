@@ -12,7 +12,7 @@ __all__ = ["BASE_TYPES", "HERE", "LIBRARIES", "ROOT", "HostLibrary", "program", 
 
 LIBRARIES = (
     *("Paging", "Mailbox", "Apic", "GuestWalk", "Decode", "Emulate", "MemoryType", "Sleep", "SvmCheck", "VmxCheck"),
-    "Crash",
+    *("Crash", "Iommu"),
 )
 HERE = Path(__file__).resolve().parent
 EXTRA = ("shim.c", "stress.c")

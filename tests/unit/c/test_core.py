@@ -1187,6 +1187,17 @@ def test_where_host_memory_ends(core: Core, address: int, own: int) -> None:
     assert fake.Cpu[0].Exits[core.lib.HvExitNestedFault] == 1 - own
 
 
+def test_the_registers_of_an_iommu_are_host_memory_while_it_protects(core: Core) -> None:
+    fake = core.reset()
+    unit = fake.Host.Iommu[0]
+    unit.Base, unit.End = 0xFED80000, 0xFED84000
+    for count, address, own in ((0, 0xFED80018, 0), (1, 0xFED80018, 1), (1, 0xFED83FFF, 1), (1, 0xFED84000, 0)):
+        fake.Host.IommuCount = count
+        before = fake.Cpu[0].Exits[core.lib.HvExitHostMemory]
+        core.run(core.exit("NestedFault", Gpa=address, FaultFlags=3, code=b"\x48\x89\x08"))
+        assert fake.Cpu[0].Exits[core.lib.HvExitHostMemory] == before + own, hex(address)
+
+
 # Hypercalls.
 
 

@@ -32,7 +32,7 @@ _KERNEL = re.compile(r"^(?=hvcheck: init )", re.MULTILINE)
 _SCRIPT_LINE = re.compile(r"^hvcheck\| ?(.*)$")
 _DMA = {
     CONSTANTS["HV_STATUS_DMA_NO_IOMMU"]: "off: no IOMMU",
-    CONSTANTS["HV_STATUS_DMA_OS"]: "off: the IOMMU is left to the operating system",
+    CONSTANTS["HV_STATUS_DMA_OS"]: "off: the operating system owns the IOMMU",
     CONSTANTS["HV_STATUS_DMA_ON"]: "on",
 }
 _LATEST_FIRST = ("end", "start", "init", "shell", "boot")
