@@ -8,6 +8,7 @@
 
 STATIC EFI_EVENT  mExitBootServices;
 STATIC EFI_EVENT  mFirmwareDone;
+STATIC EFI_EVENT  mAcpiTables;
 STATIC UINT64     mBackend;
 
 ///
@@ -33,8 +34,9 @@ OnExitBootServices (
   )
 {
   // Now all tables are there, nobody has read their AML, and the driver stays.
+  HvSleepFindLate (mBackend);
   HvSleepHideStates ();
-  HvHypercall (HV_HC_BOOT_DONE, mBackend);
+  HvHypercall (HV_HC_BOOT_DONE, mBackend, 0, 0);
   if (HvLaunchCount () > 1) {
     // Lowest level, last in its queue: behind what the firmware itself does now, which starts all processors once more.
     gBS->SignalEvent (mFirmwareDone);
@@ -49,7 +51,21 @@ OnFirmwareDone (
   IN VOID       *Context
   )
 {
-  HvHypercall (HV_HC_FIRMWARE_DONE, mBackend);
+  HvHypercall (HV_HC_FIRMWARE_DONE, mBackend, 0, 0);
+}
+
+///
+/// The configuration table of ACPI was installed or updated (UEFI, InstallConfigurationTable).
+///
+STATIC
+VOID
+EFIAPI
+OnAcpiTables (
+  IN EFI_EVENT  Event,
+  IN VOID       *Context
+  )
+{
+  HvSleepFindLate (mBackend);
 }
 
 STATIC
@@ -64,6 +80,10 @@ CloseEvents (
 
   if (mFirmwareDone != NULL) {
     gBS->CloseEvent (mFirmwareDone);
+  }
+
+  if (mAcpiTables != NULL) {
+    gBS->CloseEvent (mAcpiTables);
   }
 }
 
@@ -340,6 +360,12 @@ CheckAndLaunch (
   if (Status == EFI_ABORTED) {
     // Some processor still is a guest: the host has to stay.
     return Status;
+  }
+
+  if (!EFI_ERROR (Status) &&
+      EFI_ERROR (gBS->CreateEventEx (EVT_NOTIFY_SIGNAL, TPL_CALLBACK, OnAcpiTables, NULL, &gEfiAcpi20TableGuid, &mAcpiTables)))
+  {
+    mAcpiTables = NULL; // ExitBootServices looks, too
   }
 
   if (EFI_ERROR (Status)) {

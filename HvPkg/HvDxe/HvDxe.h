@@ -291,7 +291,7 @@ HvLaunchCount (
 
 /**
   Finds the ports by which an operating system asks for a sleep state, and what may pass there. Logs them, or why none
-  is guarded.
+  is guarded. For the time before the launch.
 
   @param[out] Sleep  The ports.
 
@@ -300,6 +300,19 @@ HvLaunchCount (
 VOID
 HvSleepFind (
   OUT HV_SLEEP  *Sleep
+  );
+
+/**
+  As HvSleepFind, if that found nothing: in a firmware volume the driver starts before there are ACPI tables. For the
+  time behind the launch.
+
+  @param[in] Backend  HV_CPUID_BACKEND_*.
+
+  @par Context: Boot
+**/
+VOID
+HvSleepFindLate (
+  IN UINT64  Backend
   );
 
 /**
@@ -317,6 +330,8 @@ HvSleepHideStates (
 
   @param[in] Call     HV_HC_*.
   @param[in] Backend  HV_CPUID_BACKEND_*.
+  @param[in] First    In R8, which the calling convention puts it in.
+  @param[in] Second   In R9.
 
   @return  HV_HC_OK or what the call says.
 
@@ -326,7 +341,9 @@ UINT64
 EFIAPI
 HvHypercall (
   IN UINT64  Call,
-  IN UINT64  Backend
+  IN UINT64  Backend,
+  IN UINT64  First,
+  IN UINT64  Second
   );
 
 /**

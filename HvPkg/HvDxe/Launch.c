@@ -79,7 +79,7 @@ LeaveHere (
   }
 
   Result = &mResults[Index];
-  if (Result->Virtualised && (HvHypercall (HV_HC_LEAVE, mBackend) == HV_HC_OK)) {
+  if (Result->Virtualised && (HvHypercall (HV_HC_LEAVE, mBackend, 0, 0) == HV_HC_OK)) {
     Result->Virtualised = FALSE;
   }
 }

@@ -11,6 +11,8 @@
 #define STATE_LAST_HIDDEN   3
 #define STATE_LAST          5
 
+STATIC BOOLEAN  mFound; ///< the ports are guarded
+
 typedef EFI_ACPI_DESCRIPTION_HEADER                ACPI_TABLE;
 typedef EFI_ACPI_6_5_FIXED_ACPI_DESCRIPTION_TABLE  ACPI_FADT;
 typedef EFI_ACPI_6_5_GENERIC_ADDRESS_STRUCTURE     ACPI_ADDRESS;
@@ -84,12 +86,15 @@ AddPort (
     Sleep->Port[Sleep->Count].Port    = (UINT16)Port;
     Sleep->Port[Sleep->Count].Allowed = Allowed;
     Sleep->Count++;
-    HV_LOG (0, Sleep, Port, Allowed);
   }
 }
 
-VOID
-HvSleepFind (
+///
+/// Why there is no port, or NULL.
+///
+STATIC
+CONST CHAR8 *
+Find (
   OUT HV_SLEEP  *Sleep
   )
 {
@@ -102,8 +107,7 @@ HvSleepFind (
   Sleep->Count = 0;
   Fadt         = (ACPI_FADT *)EfiLocateFirstAcpiTable (EFI_ACPI_6_5_FIXED_ACPI_DESCRIPTION_TABLE_SIGNATURE);
   if (Fadt == NULL) {
-    HV_LOG (0, SleepUnguarded, HV_STR ("no ACPI tables"));
-    return;
+    return "no ACPI tables";
   }
 
   // What is left to the operating system: the states in which the machine forgets everything.
@@ -116,8 +120,7 @@ HvSleepFind (
   }
 
   if (Allowed[0] == 0) {
-    HV_LOG (0, SleepUnguarded, HV_STR ("the ACPI tables do not say how the machine is switched off"));
-    return;
+    return "the ACPI tables do not say how the machine is switched off";
   }
 
   if (HAS_FIELD (Fadt, SleepControlReg) && ((Fadt->Flags & EFI_ACPI_6_5_HW_REDUCED_ACPI) != 0)) {
@@ -130,8 +133,54 @@ HvSleepFind (
     AddPort (Sleep, (Port == 0) ? 0 : Port + 1, Allowed[1]);
   }
 
-  if (Sleep->Count == 0) {
-    HV_LOG (0, SleepUnguarded, HV_STR ("the sleep registers are not at ports"));
+  return (Sleep->Count == 0) ? "the sleep registers are not at ports" : NULL;
+}
+
+VOID
+HvSleepFind (
+  OUT HV_SLEEP  *Sleep
+  )
+{
+  CONST CHAR8  *Reason;
+  UINT32       Index;
+
+  Reason = Find (Sleep);
+  mFound = (BOOLEAN)(Reason == NULL);
+  if (Reason != NULL) {
+    HV_LOG (0, SleepUnguarded, HV_STR (Reason));
+  }
+
+  for (Index = 0; Index < Sleep->Count; Index++) {
+    HV_LOG (0, Sleep, Sleep->Port[Index].Port, Sleep->Port[Index].Allowed);
+  }
+}
+
+///
+/// A port as the hypercall takes it.
+///
+STATIC
+UINT64
+Packed (
+  IN CONST HV_SLEEP  *Sleep,
+  IN UINT32          Index
+  )
+{
+  if (Index >= Sleep->Count) {
+    return 0;
+  }
+
+  return Sleep->Port[Index].Port | LShiftU64 (Sleep->Port[Index].Allowed, 16);
+}
+
+VOID
+HvSleepFindLate (
+  IN UINT64  Backend
+  )
+{
+  HV_SLEEP  Sleep;
+
+  if (!mFound && (Find (&Sleep) == NULL)) {
+    mFound = (BOOLEAN)(HvHypercall (HV_HC_SLEEP_PORTS, Backend, Packed (&Sleep, 0), Packed (&Sleep, 1)) == HV_HC_OK);
   }
 }
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hvtools import linux
+from hvtools import build, linux
 from hvtools.boot import startup
 from hvtools.boot.checks import CheckReport, parse_kernels
 from hvtools.boot.shell import EfiShell
@@ -200,6 +200,25 @@ def test_suspend_to_ram_is_hidden_and_a_request_for_it_is_dropped(boot: Boot, sc
     assert output.count("signature=HvPkgHvPkgHv") == CPUS
     refused = [line for line in result.log if line.event == "sleep-refused"]
     assert len(refused) == 3 and result.exits["io"] >= 6, result.report()
+
+
+@pytest.mark.slow
+@pytest.mark.everywhere
+def test_a_hypervisor_in_the_firmware_finds_the_sleep_ports_when_there_are_tables(
+    boot: Boot, script: Callable[[str], Path]
+) -> None:
+    """It starts before the firmware has any ACPI table."""
+    result = boot(firmware=build.ovmf_image(), built_in=True, cpus=CPUS, script=script(SLEEP), timeout=900).must_be_ok()
+    output = result.checks.script_output
+    assert output.splitlines()[:2] == ["states=[s2idle]", f"changed={1 << 10}"], output
+    events = [line.event for line in result.log]
+    assert (
+        events.index("sleep-unguarded")
+        < events.index("launch-done")
+        < events.index("sleep")
+        < events.index("boot-done")
+    )
+    assert events.count("sleep-refused") == 3 and result.exits["io"] >= 6, result.report()
 
 
 @pytest.mark.slow

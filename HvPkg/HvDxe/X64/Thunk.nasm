@@ -45,7 +45,7 @@ ASM_PFX(HvLaunchThunk):
     popfq
     ret
 
-; UINT64 EFIAPI HvHypercall (UINT64 Call, UINT64 Backend)
+; UINT64 EFIAPI HvHypercall (UINT64 Call, UINT64 Backend, UINT64 First, UINT64 Second)
 ; Call 2 (leave) comes back natively, so the registers that it may change are those of any call.
 global ASM_PFX(HvHypercall)
 ASM_PFX(HvHypercall):

@@ -20,6 +20,7 @@
 #define HV_HC_VERSION        0x0000000048760003ULL  ///< the interface version in RAX
 #define HV_HC_FIRMWARE_DONE  0x0000000048760004ULL  ///< the firmware's own work at ExitBootServices is done: a processor that starts from here on is the operating system's
 #define HV_HC_CRASH          0x0000000048760005ULL  ///< with the test option inject: the exception with the vector in RBX (0, 6, 8, 13, 14) is raised in the host; 8 by a stack that overflows
+#define HV_HC_SLEEP_PORTS    0x0000000048760006ULL  ///< the ports of the sleep registers, which ACPI tables name that were not there at the launch: R8 and R9 each have a port in bits 15:0 and the values of SLP_TYP that pass in bits 23:16, or 0; only from the driver's own code, before boot-done, on the boot processor, once
 
 //
 // Status of a hypercall, in RAX (HvPkg)
@@ -36,6 +37,7 @@
   X (HV_HC_LEAVE,         "leave")         \
   X (HV_HC_VERSION,       "version")       \
   X (HV_HC_FIRMWARE_DONE, "firmware-done") \
-  X (HV_HC_CRASH,         "crash")
+  X (HV_HC_CRASH,         "crash")         \
+  X (HV_HC_SLEEP_PORTS,   "sleep-ports")
 
 #endif // HV_HYPERCALL_H_

@@ -93,6 +93,9 @@ struct _HV_BACKEND_OPS {
   VOID (*InterceptIret)(IN OUT HV_VCPU *Vcpu, IN BOOLEAN On);
   VOID (*InterceptDebug)(IN OUT HV_VCPU *Vcpu, IN BOOLEAN On);
 
+  /// Exit (HvExitIo) at the ports of HV_HOST.Sleep. None does before. Host.
+  VOID (*GuardPorts)(IN OUT HV_VCPU *Vcpu);
+
   /// Exit (HvExitWindow) when the guest can take an NMI. NULL where the processor keeps no account of that. Host.
   VOID (*NmiWindow)(IN OUT HV_VCPU *Vcpu, IN BOOLEAN On);
 
@@ -137,6 +140,21 @@ HvBackendRegister (
 CONST HV_BACKEND_OPS *
 HvBackendGet (
   IN UINTN  Index
+  );
+
+/**
+  Marks the ports of sleep registers in a permission map, bit n of byte n / 8 for each port. Bits that are set already
+  are not written: other processors may have the map in use (SDM 25.11.4).
+
+  @param[in]     Sleep  The ports.
+  @param[in,out] Map    For 64 Ki ports.
+
+  @par Context: Host
+**/
+VOID
+HvCoreMarkPorts (
+  IN     CONST HV_SLEEP  *Sleep,
+  IN OUT UINT8           *Map
   );
 
 /**

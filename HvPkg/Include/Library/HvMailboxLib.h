@@ -30,7 +30,8 @@ typedef struct {
 #define HV_MAIL_STOP   0x00080000u  ///< Leave virtualization, go on natively (unload, failed launch)
 #define HV_MAIL_PARK   0x00100000u  ///< Another processor met a fatal error: stop for good
 #define HV_MAIL_NMI    0x00200000u  ///< An NMI that the guest sent
-#define HV_MAIL_FLAGS  0x003F0000u
+#define HV_MAIL_PORTS  0x00400000u  ///< Ports of sleep registers were found
+#define HV_MAIL_FLAGS  0x007F0000u
 
 typedef struct {
   BOOLEAN    Init;

@@ -555,6 +555,20 @@ HvCoreFlushAll (
   );
 
 /**
+  Makes the ports of HV_HOST.Sleep exit on all processors, on the others by mail.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  Its vCPU.
+
+  @par Context: Host
+**/
+VOID
+HvCoreGuardAll (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu
+  );
+
+/**
   The guest has written one of this processor's MTRRs: where they are in force and not what they were, the nested tables
   follow.
 

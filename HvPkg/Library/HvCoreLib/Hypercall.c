@@ -29,6 +29,60 @@ BootDone (
   }
 }
 
+///
+/// Whether the driver itself calls, in boot life.
+///
+STATIC
+BOOLEAN
+IsDriver (
+  IN CONST HV_HOST  *Host,
+  IN UINT64         Rip
+  )
+{
+  return (BOOLEAN)((Host->BootDone == 0) && (Rip >= Host->BootTextBase) && (Rip < Host->BootTextEnd));
+}
+
+///
+/// Up to now no port exits, so no processor uses the permission map that this changes (SDM 25.11.4). That is why all
+/// come in one call.
+///
+STATIC
+UINT64
+SleepPorts (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  HV_SLEEP  *Sleep;
+  UINT64    Ports[HV_SLEEP_PORTS_MAX];
+  UINT32    Index;
+
+  Sleep    = &Cpu->Host->Sleep;
+  Ports[0] = Vcpu->Regs.R8;
+  Ports[1] = Vcpu->Regs.R9;
+  if (!Cpu->Bsp || (Sleep->Count != 0)) {
+    return HV_HC_DENIED;
+  }
+
+  for (Index = 0; Index < HV_SLEEP_PORTS_MAX; Index++) {
+    if ((Ports[Index] >> 24) != 0) {
+      return HV_HC_BAD_ARGUMENT;
+    }
+  }
+
+  for (Index = 0; Index < HV_SLEEP_PORTS_MAX; Index++) {
+    if (Ports[Index] != 0) {
+      Sleep->Port[Sleep->Count].Port    = (UINT16)Ports[Index];
+      Sleep->Port[Sleep->Count].Allowed = (UINT8)(Ports[Index] >> 16);
+      HV_LOG (Cpu->Index, Sleep, Sleep->Port[Sleep->Count].Port, Sleep->Port[Sleep->Count].Allowed);
+      Sleep->Count++;
+    }
+  }
+
+  HvCoreGuardAll (Cpu, Vcpu);
+  return HV_HC_OK;
+}
+
 VOID
 HvOnHypercall (
   IN OUT HV_CPU   *Cpu,
@@ -74,7 +128,7 @@ HvOnHypercall (
       Vcpu->Regs.Rax = HV_HC_OK;
       break;
     case HV_HC_LEAVE:
-      if ((Host->BootDone != 0) || (Rip < Host->BootTextBase) || (Rip >= Host->BootTextEnd)) {
+      if (!IsDriver (Host, Rip)) {
         Vcpu->Regs.Rax = HV_HC_DENIED;
         break;
       }
@@ -87,6 +141,9 @@ HvOnHypercall (
       break;
     case HV_HC_CRASH:
       Vcpu->Regs.Rax = HvCoreInject (Host, Vcpu->Regs.Rbx);
+      break;
+    case HV_HC_SLEEP_PORTS:
+      Vcpu->Regs.Rax = IsDriver (Host, Rip) ? SleepPorts (Cpu, Vcpu) : HV_HC_DENIED;
       break;
     default:
       Vcpu->Regs.Rax = HV_HC_UNKNOWN;

@@ -44,6 +44,23 @@ WritePort (
 }
 
 VOID
+HvCoreMarkPorts (
+  IN     CONST HV_SLEEP  *Sleep,
+  IN OUT UINT8           *Map
+  )
+{
+  UINT32  Row;
+  UINT8   Bit;
+
+  for (Row = 0; Row < Sleep->Count; Row++) {
+    Bit = (UINT8)(1 << (Sleep->Port[Row].Port % 8));
+    if ((Map[Sleep->Port[Row].Port / 8] & Bit) == 0) {
+      Map[Sleep->Port[Row].Port / 8] |= Bit;
+    }
+  }
+}
+
+VOID
 HvOnIo (
   IN OUT HV_CPU   *Cpu,
   IN OUT HV_VCPU  *Vcpu,

@@ -21,22 +21,45 @@ SendWire (
   HvHostSendIcr (Cpu, (Icr & 0x7FF) | BIT14 | LShiftU64 (Target->Apic.ApicId, Cpu->X2Apic ? 32 : 56));
 }
 
+///
+/// To all other processors that are guests.
+///
+STATIC
+VOID
+PostAll (
+  IN OUT HV_CPU  *Cpu,
+  IN     UINT32  Mail
+  )
+{
+  HV_CPU  *Target;
+  UINT32  Index;
+
+  for (Index = 0; Index < Cpu->Host->CpuCount; Index++) {
+    Target = HvHostCpu (Cpu->Host, Index);
+    if ((Target != Cpu) && (Target->State != HvMpNative) && HvMailboxPost (&Target->Mailbox, Mail)) {
+      HvHostKick (Cpu, Target);
+    }
+  }
+}
+
 VOID
 HvCoreFlushAll (
   IN OUT HV_CPU   *Cpu,
   IN OUT HV_VCPU  *Vcpu
   )
 {
-  HV_CPU  *Target;
-  UINT32  Index;
-
   Cpu->Host->Ops->Flush (Vcpu);
-  for (Index = 0; Index < Cpu->Host->CpuCount; Index++) {
-    Target = HvHostCpu (Cpu->Host, Index);
-    if ((Target != Cpu) && (Target->State != HvMpNative) && HvMailboxPost (&Target->Mailbox, HV_MAIL_FLUSH)) {
-      HvHostKick (Cpu, Target);
-    }
-  }
+  PostAll (Cpu, HV_MAIL_FLUSH);
+}
+
+VOID
+HvCoreGuardAll (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  Cpu->Host->Ops->GuardPorts (Vcpu);
+  PostAll (Cpu, HV_MAIL_PORTS);
 }
 
 BOOLEAN
@@ -214,6 +237,10 @@ HvCoreMail (
 
       if ((Mail.Flags & HV_MAIL_FLUSH) != 0) {
         Cpu->Host->Ops->Flush (Vcpu);
+      }
+
+      if ((Mail.Flags & HV_MAIL_PORTS) != 0) {
+        Cpu->Host->Ops->GuardPorts (Vcpu);
       }
     }
 

@@ -290,6 +290,10 @@ HvCoreLaunch (
   Vcpu->Regs.Rflags = HV_RFLAGS_ONE;
   Vcpu->Quick       = Ops->Quick;
   Ops->VcpuInit (Vcpu, &State);
+  if (Host->Sleep.Count != 0) {
+    Ops->GuardPorts (Vcpu);
+  }
+
   if (Fails) {
     Cpu->LaunchReason = "option fail_cpu";
     Cpu->LaunchDetail = Host->FailCpu;

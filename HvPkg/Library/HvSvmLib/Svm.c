@@ -93,11 +93,6 @@ SvmVmInit (
       }
     }
   }
-
-  Map += EFI_PAGES_TO_SIZE (SVM_PAGE_IOPM);
-  for (Row = 0; Row < Host->Sleep.Count; Row++) {
-    Map[Host->Sleep.Port[Row].Port / 8] |= (UINT8)(1 << (Host->Sleep.Port[Row].Port % 8));
-  }
 }
 
 STATIC
@@ -347,7 +342,8 @@ SvmVcpuInit (
   Control = &Vmcb (Vcpu)->Control;
   // INVD would lose what the host has in its caches. The SVM instructions do not exist for the root: they raise #UD
   // by themselves only while EFER.SVME is 0.
-  Control->Intercept3    = HV_SVM_ROOT_INTERCEPT3 | (IsQemuEmulation () ? HV_SVM_INTERCEPT3_SMI : 0);
+  Control->Intercept3    = (HV_SVM_ROOT_INTERCEPT3 & ~(UINT32)HV_SVM_INTERCEPT3_IOIO_PROT) |
+                           (IsQemuEmulation () ? HV_SVM_INTERCEPT3_SMI : 0);
   Control->Intercept4    = HV_SVM_ROOT_INTERCEPT4;
   Control->Intercept5    = HV_SVM_ROOT_INTERCEPT5;
   Control->MsrpmBase     = (UINTN)Vcpu->Vm->Shared + EFI_PAGES_TO_SIZE (SVM_PAGE_MSRPM);
@@ -357,6 +353,19 @@ SvmVcpuInit (
   Control->NestedControl = HV_SVM_NP_ENABLE;
   Control->NCr3          = Vcpu->Vm->Nested.Root;
   SvmStateSet (Vcpu, HV_STATE_ALL, State);
+}
+
+STATIC
+VOID
+SvmGuardPorts (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  HV_VMCB_CONTROL  *Control;
+
+  Control = &Vmcb (Vcpu)->Control;
+  HvCoreMarkPorts (&Vcpu->Cpu->Host->Sleep, (UINT8 *)(UINTN)Control->IopmBase);
+  Control->Intercept3 |= HV_SVM_INTERCEPT3_IOIO_PROT;
 }
 
 STATIC
@@ -847,6 +856,7 @@ STATIC CONST HV_BACKEND_OPS  mSvmOps = {
   .StepTrap       = SvmStepTrap,
   .InterceptIret  = SvmInterceptIret,
   .InterceptDebug = SvmInterceptDebug,
+  .GuardPorts     = SvmGuardPorts,
   .Flush          = SvmFlush,
   .TakeSignal     = SvmTakeSignal,
   .WaitMail       = SvmWaitMail,

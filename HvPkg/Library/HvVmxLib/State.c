@@ -359,7 +359,7 @@ WriteControls (
   UINT64    Shared;
 
   Vmx       = VmxVcpu (Vcpu);
-  Vmx->Proc = (UINT32)Controls->Word[VmxWordProc];
+  Vmx->Proc = (UINT32)Controls->Word[VmxWordProc] & ~(UINT32)HV_VMX_PROC_IO_BITMAPS;
   VmxWrite (HV_VMCS_PINBASED_CTLS, Controls->Word[VmxWordPin]);
   VmxWrite (HV_VMCS_PROCBASED_CTLS, Vmx->Proc);
   VmxWrite (HV_VMCS_PROCBASED_CTLS2, Controls->Word[VmxWordProc2]);

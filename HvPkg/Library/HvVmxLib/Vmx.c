@@ -79,11 +79,6 @@ VmxVmInit (
     Bitmaps[BITMAP_READ_LOW + Part + Msr / 8]  |= (UINT8)((mMsrPolicy[Row].Read ? 1 : 0) << (Msr % 8));
     Bitmaps[BITMAP_WRITE_LOW + Part + Msr / 8] |= (UINT8)((mMsrPolicy[Row].Write ? 1 : 0) << (Msr % 8));
   }
-
-  Bitmaps += EFI_PAGES_TO_SIZE (VMX_PAGE_IO_BITMAPS);
-  for (Row = 0; Row < Host->Sleep.Count; Row++) {
-    Bitmaps[Host->Sleep.Port[Row].Port / 8] |= (UINT8)(1 << (Host->Sleep.Port[Row].Port % 8));
-  }
 }
 
 ///
@@ -775,6 +770,20 @@ VmxInterceptDebug (
 
 STATIC
 VOID
+VmxGuardPorts (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  VMX_VCPU  *Vmx;
+
+  HvCoreMarkPorts (&Vcpu->Cpu->Host->Sleep, (UINT8 *)Vcpu->Vm->Shared + EFI_PAGES_TO_SIZE (VMX_PAGE_IO_BITMAPS));
+  Vmx        = VmxVcpu (Vcpu);
+  Vmx->Proc |= HV_VMX_PROC_IO_BITMAPS;
+  VmxWrite (HV_VMCS_PROCBASED_CTLS, Vmx->Proc);
+}
+
+STATIC
+VOID
 VmxNmiWindow (
   IN OUT HV_VCPU  *Vcpu,
   IN     BOOLEAN  On
@@ -856,6 +865,7 @@ STATIC CONST HV_BACKEND_OPS  mVmxOps = {
   .StepTrap       = VmxStepTrap,
   .InterceptIret  = VmxInterceptIret,
   .InterceptDebug = VmxInterceptDebug,
+  .GuardPorts     = VmxGuardPorts,
   .NmiWindow      = VmxNmiWindow,
   .Flush          = VmxFlushNested,
   .TakeSignal     = VmxTakeSignal,

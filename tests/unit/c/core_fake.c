@@ -222,6 +222,16 @@ FakeInterceptDebug (
 
 STATIC
 VOID
+FakeGuardPorts (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  HvCoreMarkPorts (&Vcpu->Cpu->Host->Sleep, gFake.Ports);
+  Fake (Vcpu)->Guarded = TRUE;
+}
+
+STATIC
+VOID
 FakeFlush (
   IN OUT HV_VCPU  *Vcpu
   )
@@ -308,6 +318,7 @@ FakeLeave (
     .StepTrap       = FakeStepTrap,     \
     .InterceptIret  = FakeInterceptIret,  \
     .InterceptDebug = FakeInterceptDebug, \
+    .GuardPorts     = FakeGuardPorts,     \
     .NmiWindow      = Window,           \
     .Flush          = FakeFlush,        \
     .TakeSignal     = FakeTakeSignal,   \

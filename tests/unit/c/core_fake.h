@@ -62,6 +62,7 @@ typedef struct {
   UINT32           Injections;
   BOOLEAN          IretIntercept;
   BOOLEAN          DebugIntercept;
+  BOOLEAN          Guarded;        ///< GuardPorts was called
   UINT32           Flushes;
   BOOLEAN          NmiWindow;
   UINT32           Signals;        ///< TakeSignal calls
@@ -77,6 +78,7 @@ typedef struct {
   HV_CPU            Cpu[HV_FAKE_CPUS];
   HV_VCPU           Vcpu[HV_FAKE_CPUS];
   HV_FAKE_CPU       Fake[HV_FAKE_CPUS];
+  UINT8             Ports[8192];           ///< the permission map
   UINT64            Status[(sizeof (HV_STATUS_HEADER) + HV_FAKE_CPUS * 516 + 7) / 8];
   HV_FAKE_MSR       Msr[HV_FAKE_LIST];
   UINT32            MsrCount;

@@ -1201,6 +1201,9 @@ def test_the_registers_of_an_iommu_are_host_memory_while_it_protects(core: Core)
 # Hypercalls.
 
 
+HC_OK, HC_DENIED, HC_BAD_ARGUMENT = 0, 2**64 - 2, 2**64 - 3
+
+
 @pytest.mark.parametrize(
     ("call", "result"),
     [(0x48760000, 0), (0x48760003, 1), (0x48760001, 0), (0x4876FFFF, 2**64 - 1), (0x48760002, 2**64 - 2)],
@@ -1243,6 +1246,62 @@ def test_only_the_driver_itself_leaves_and_only_before_boot_is_done(core: Core) 
         assert end == (core.lib.HvFakeLeft if ended else core.lib.HvFakeDone)
         assert (fake.Cpu[0].State == core.lib.HvMpNative) == ended
         assert fake.Host.Status.Virtualised == (1 if ended else 2)
+
+
+SLEEP_PORTS = 0x48760006
+
+
+def sleep_ports(core: Core, first: int, second: int, cpu: int = 0, rip: int = 0x5000) -> int:
+    regs = core.lib.gFake.Vcpu[cpu].Regs
+    regs.Rax, regs.R8, regs.R9, regs.Rip = SLEEP_PORTS, first, second, rip
+    assert core.run(core.exit("Hypercall", code=b"\x0f\x01\xd9"), cpu=cpu) == core.lib.HvFakeDone
+    return int(regs.Rax)
+
+
+def marked(core: Core) -> list[int]:
+    return [port for port in range(1 << 16) if core.lib.gFake.Ports[port // 8] >> port % 8 & 1]
+
+
+def ready_for_ports(core: Core) -> None:
+    host = core.reset(3).Host
+    host.BootTextBase, host.BootTextEnd = 0x5000, 0x6000
+
+
+def test_ports_that_are_found_late_exit_on_every_processor(core: Core) -> None:
+    ready_for_ports(core)
+    fake = core.lib.gFake
+    assert sleep_ports(core, 0x200605, 0x013FFF) == HC_OK
+    assert marked(core) == [0x605, 0x3FFF]
+    sleep = fake.Host.Sleep
+    assert [(sleep.Port[row].Port, sleep.Port[row].Allowed) for row in range(sleep.Count)] == [
+        (0x605, 0x20),
+        (0x3FFF, 1),
+    ]
+    assert [(name, values[:2]) for name, values in core.log()] == [("Sleep", [0x605, 0x20]), ("Sleep", [0x3FFF, 1])]
+    # The others do it themselves, from their mail.
+    assert [fake.Fake[cpu].Guarded for cpu in range(3)] == [True, False, False]
+    for cpu in (1, 2):
+        core.run(core.exit("Kick"), cpu=cpu)
+    assert [fake.Fake[cpu].Guarded for cpu in range(3)] == [True, True, True]
+    # Now the map is in use.
+    assert sleep_ports(core, 0x200701, 0) == HC_DENIED
+    assert marked(core) == [0x605, 0x3FFF]
+
+
+def test_ports_come_from_the_driver_alone(core: Core) -> None:
+    for first, second, cpu, rip, result in (
+        (0x200605, 0, 0, 0x6000, HC_DENIED),
+        (0x200605, 0, 0, 0x4FFF, HC_DENIED),
+        (0x200605, 0, 1, 0x5000, HC_DENIED),
+        (0x1200605, 0, 0, 0x5000, HC_BAD_ARGUMENT),
+        (0x200605, 1 << 63, 0, 0x5000, HC_BAD_ARGUMENT),
+    ):
+        ready_for_ports(core)
+        assert sleep_ports(core, first, second, cpu, rip) == result
+        assert marked(core) == [] and core.lib.gFake.Host.Sleep.Count == 0
+    ready_for_ports(core)
+    core.lib.gFake.Host.BootDone = 1
+    assert sleep_ports(core, 0x200605, 0) == HC_DENIED
 
 
 def test_boot_done_notes_the_counters_once(core: Core) -> None:

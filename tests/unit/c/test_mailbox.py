@@ -113,7 +113,8 @@ def test_vector_zero_is_a_vector(hv: HostLibrary) -> None:
 
 def test_requests_gather(hv: HostLibrary) -> None:
     """All sequences of up to 4 requests: the set of flags, and the last one of PAUSE and RUN."""
-    flags = {name: hv.constants[f"HV_MAIL_{name}"] for name in ("FLUSH", "PAUSE", "RUN", "STOP", "PARK", "NMI")}
+    known = ("FLUSH", "PAUSE", "RUN", "STOP", "PARK", "NMI", "PORTS")
+    flags = {name: hv.constants[f"HV_MAIL_{name}"] for name in known}
     assert hv.constants["HV_MAIL_FLAGS"] == sum(flags.values())
     box = Box(hv)
     for length in range(1, 5):

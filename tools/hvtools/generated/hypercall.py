@@ -10,6 +10,7 @@ CALLS: dict[str, int] = {
     "version": 0x48760003,
     "firmware-done": 0x48760004,
     "crash": 0x48760005,
+    "sleep-ports": 0x48760006,
 }
 """RAX of each call, by name."""
 
