@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hvtools.bench import shell
+from hvtools.bench import linux, shell
 from hvtools.bench.budgets import over_budget, read_budgets
 from hvtools.machines.registry import platform_named
 
@@ -23,3 +23,12 @@ def test_an_exit_is_within_its_budget(platform: str, _logs: Callable[[], Path]) 
     budgets = [each for each in read_budgets() if (each.platform, each.cpus) == (platform, cpus)]
     assert budgets
     assert over_budget(shell.measure(platform, cpus, _logs()), budgets) == []
+
+
+@pytest.mark.slow
+@pytest.mark.everywhere
+@pytest.mark.needs("process", "ticks")
+def test_linux_takes_hardly_more_instructions_than_without(platform: str, _logs: Callable[[], Path]) -> None:
+    ratio = linux.ticks(platform, 1, _logs())[-1]
+    assert ratio.name == "boot.ratio"
+    assert ratio.value <= 1.01

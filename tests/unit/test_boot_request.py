@@ -110,7 +110,7 @@ def test_linux_starts_after_the_hypervisor_with_its_options() -> None:
         "fs0:",
         "echo hvboot: shell",
         'setvar HvOptions -guid 5c1bd2a3-8f0e-4c57-9a9b-0d6d3c1f7e21 -nv -bs =S"log=debug nested_page=4k"',
-        "load fs0:\\HvDxe.efi",
+        "load -nc fs0:\\HvDxe.efi",
         "echo hvboot: load %lasterror%",
         "fs0:\\vmlinuz.efi initrd=\\initrd.img console=ttyS0,115200 panic=-1 no_timer_check rdinit=/hvtools/init quiet",
         "echo hvboot: kernel %lasterror%",

@@ -24,7 +24,7 @@ _SCRIPT = "\r\n".join(
     [
         "@echo -off",
         r"fs0:\add\HvBench.efi",
-        r"load fs0:\add\HvDxe.efi",
+        r"load -nc fs0:\add\HvDxe.efi",
         r"fs0:\add\HvBench.efi",
         r"fs0:\add\HvStatus.efi",
         "",
