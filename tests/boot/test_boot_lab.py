@@ -95,7 +95,7 @@ def test_a_busy_box_is_one_line_and_nothing_changes(lab: Demo, hv: Hv) -> None:
     try:
         done = run(lab, hv, "--place", "box1", "--place", "box3")
         assert done.returncode == 1
-        assert done.stderr.splitlines() == ["hv: error: box3 is busy: elsewhere/somebody has it"]
+        assert done.stderr.splitlines() == ["hv: error: box3 is busy, elsewhere/somebody has it: choose another"]
         assert states(lab) == {**FREE, "box3": ("elsewhere/somebody", None)}
         done = run(lab, hv, "--place", "box9")
         assert done.returncode == 2

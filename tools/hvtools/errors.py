@@ -11,7 +11,7 @@ EXIT_INTERRUPTED = 130
 
 _STEPS = re.compile(
     r"`"  # a command
-    r"|(?:^|[:;,(] )(?:boot|check|choose|correct|give|make|name|run|say|see|set|take|try|use)\b"
+    r"|(?:^|[:;,] |\()(?:boot|check|choose|correct|give|make|name|run|say|see|set|take|try|use)\b"
     r"|\bmust be\b|\bthere is (?!no\b)|\bthey are\b|\bas in\b|\bis wanted\b|--help\b|--yes\b"
 )
 

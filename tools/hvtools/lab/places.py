@@ -43,7 +43,7 @@ async def connected(address: str) -> AsyncIterator[ClientSession]:
             await session.start()
     except (ServerError, TimeoutError) as error:
         await session.close()
-        raise HvError(f"labgrid's coordinator at {target} does not answer") from error
+        raise HvError(f"labgrid's coordinator at {target} does not answer: give --coordinator") from error
     finally:
         logging.disable(logging.NOTSET)
     try:
@@ -111,7 +111,7 @@ class Held:
         self._reservations[name] = token
         while ReservationState(answer.reservation.state) is ReservationState.waiting:
             if time.monotonic() >= end:
-                raise HvError(f"{name} is busy: {await self._holder(name)}")
+                raise HvError(f"{name} is busy, {await self._holder(name)}: choose another")
             await asyncio.sleep(_POLL_SECONDS)
             answer = await stub.PollReservation(messages.PollReservationRequest(token=token))
 
