@@ -45,6 +45,7 @@ def test_linux_starts_under_the_firmware(boot: Boot, size: int, target: str) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.needs("variables")
 @pytest.mark.parametrize("pages", ["4k", "2m"])
 def test_options_come_from_the_image(boot: Boot, tmp_path: Path, pages: str) -> None:
     image = Path(shutil.copyfile(build.ovmf_image(), tmp_path / "OVMF.fd"))
@@ -55,6 +56,7 @@ def test_options_come_from_the_image(boot: Boot, tmp_path: Path, pages: str) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.needs("variables")
 def test_a_bad_option_is_reported_and_ignored(boot: Boot, tmp_path: Path) -> None:
     image = Path(shutil.copyfile(build.ovmf_image(), tmp_path / "OVMF.fd"))
     write_options(image, {"nested_page": "3k", "log": "debug"})
