@@ -293,12 +293,14 @@ HvLaunchCount (
   Finds the ports by which an operating system asks for a sleep state, and what may pass there. Logs them, or why none
   is guarded. For the time before the launch.
 
-  @param[out] Sleep  The ports.
+  @param[in]  Always  Also where neither tables nor firmware know of a sleep that an operating system comes back from.
+  @param[out] Sleep   The ports.
 
   @par Context: Boot
 **/
 VOID
 HvSleepFind (
+  IN  BOOLEAN   Always,
   OUT HV_SLEEP  *Sleep
   );
 

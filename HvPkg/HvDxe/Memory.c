@@ -524,7 +524,7 @@ HvMemoryBuild (
   Host->OnesPage       = (UINTN)Take (&Cursor, 1);
   SetMem ((VOID *)(UINTN)Host->OnesPage, EFI_PAGE_SIZE, 0xFF);
   HvCoreReadMtrrs (&Host->Mtrrs);
-  HvSleepFind (&Host->Sleep);
+  HvSleepFind ((BOOLEAN)(Options->Value[HvOptionSleepGuard] == HV_OPTION_SLEEP_GUARD_ALWAYS), &Host->Sleep);
 
   Host->Status->Signature     = HV_STATUS_SIGNATURE;
   Host->Status->Version       = HV_STATUS_VERSION;

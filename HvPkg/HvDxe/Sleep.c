@@ -6,12 +6,14 @@
 
 #include "HvDxe.h"
 #include <IndustryStandard/Acpi.h>
+#include <Protocol/S3SaveState.h>
 
 #define STATE_FIRST_HIDDEN  1
 #define STATE_LAST_HIDDEN   3
 #define STATE_LAST          5
 
-STATIC BOOLEAN  mFound; ///< the ports are guarded
+STATIC BOOLEAN  mFound;  ///< the ports are guarded
+STATIC BOOLEAN  mAlways; ///< also where nothing resumes
 
 typedef EFI_ACPI_DESCRIPTION_HEADER                ACPI_TABLE;
 typedef EFI_ACPI_6_5_FIXED_ACPI_DESCRIPTION_TABLE  ACPI_FADT;
@@ -55,6 +57,29 @@ FindTypes (
   }
 
   return FALSE;
+}
+
+///
+/// Whether a sleep can end in an operating system: its tables have such a state, or the firmware keeps what a resume
+/// takes (PI 1.6 volume 5, S3 save state protocol). Where neither is so, the machine boots again.
+///
+STATIC
+BOOLEAN
+Resumes (
+  VOID
+  )
+{
+  VOID   *Protocol;
+  UINT8  Types[2];
+  UINT8  State;
+
+  for (State = STATE_FIRST_HIDDEN; State <= STATE_LAST_HIDDEN; State++) {
+    if (FindTypes (State, Types)) {
+      return TRUE;
+    }
+  }
+
+  return (BOOLEAN)!EFI_ERROR (gBS->LocateProtocol (&gEfiS3SaveStateProtocolGuid, NULL, &Protocol));
 }
 
 ///
@@ -110,6 +135,10 @@ Find (
     return "no ACPI tables";
   }
 
+  if (!mAlways && !Resumes ()) {
+    return "the firmware resumes nothing";
+  }
+
   // What is left to the operating system: the states in which the machine forgets everything.
   ZeroMem (Allowed, sizeof (Allowed));
   for (State = STATE_LAST_HIDDEN + 1; State <= STATE_LAST; State++) {
@@ -138,14 +167,16 @@ Find (
 
 VOID
 HvSleepFind (
+  IN  BOOLEAN   Always,
   OUT HV_SLEEP  *Sleep
   )
 {
   CONST CHAR8  *Reason;
   UINT32       Index;
 
-  Reason = Find (Sleep);
-  mFound = (BOOLEAN)(Reason == NULL);
+  mAlways = Always;
+  Reason  = Find (Sleep);
+  mFound  = (BOOLEAN)(Reason == NULL);
   if (Reason != NULL) {
     HV_LOG (0, SleepUnguarded, HV_STR (Reason));
   }

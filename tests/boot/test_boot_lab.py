@@ -99,7 +99,7 @@ def test_a_busy_box_is_one_line_and_nothing_changes(lab: Demo, hv: Hv) -> None:
         assert states(lab) == {**FREE, "box3": ("elsewhere/somebody", None)}
         done = run(lab, hv, "--place", "box9")
         assert done.returncode == 2
-        assert done.stderr.splitlines() == ["hv: error: the coordinator has no place 'box9': it has box1, box2, box3"]
+        assert done.stderr.splitlines() == ["hv: error: the coordinator has no place 'box9': they are box1, box2, box3"]
         assert lab.rack.switched == before
     finally:
         labgrid(lab, "-p", "box3", "release", "--kick")

@@ -249,7 +249,7 @@ def test_places_are_found_by_name_and_by_all_tags() -> None:
     lab = session(a={"board": "x"}, b={"board": "x", "cpu": "zen"}, c={})
     assert select(lab, ["c", "b"], {"board": "x"}) == ["c", "b", "a"]
     assert select(lab, [], {"board": "x", "cpu": "zen"}) == ["b"]
-    with pytest.raises(UsageError, match="no place 'd': it has a, b, c"):
+    with pytest.raises(UsageError, match="no place 'd': they are a, b, c"):
         select(lab, ["d"], {})
     with pytest.raises(UsageError, match="no place has the tag board=y"):
         select(lab, [], {"board": "y"})

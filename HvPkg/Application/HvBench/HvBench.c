@@ -313,10 +313,7 @@ MeasureMsrs (
   mValue = AsmReadMsr64 (mMsr);
   Measure (L"exit.wrmsr", Wrmsr, WARM_UP, LOOPS);
 
-  // Under SVM the root's EFER is read by the hypervisor; under VMX it exits only for what no permission map covers, which
-  // a processor refuses and the emulators read as 0.
-  mMsr = HV_MSR_EFER;
-  Measure (L"exit.rdmsr.efer", Rdmsr, WARM_UP, LOOPS);
+  // A read exits for what no permission map covers, which a processor refuses and the emulators read as 0.
   if (!EFI_ERROR (CpuArch->RegisterInterruptHandler (CpuArch, EXCEPT_X64_GP_FAULT, OnProtectionFault))) {
     mMsr     = MSR_NOWHERE;
     mFaulted = FALSE;

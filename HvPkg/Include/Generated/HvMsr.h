@@ -359,7 +359,7 @@ typedef enum {
 /// X (msr, SVM intercepts reads, writes, rule, VMX intercepts reads, writes, rule, name): what the root does not reach by itself, by number.
 #define HV_MSR_ROOT_POLICY_LIST(X)                                                                                        \
   X (HV_MSR_APIC_BASE,               FALSE, TRUE,  HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "APIC_BASE")               \
-  X (HV_MSR_FEATURE_CONTROL,         FALSE, FALSE, HvMsrHook,     TRUE,  TRUE,  HvMsrHook,     "FEATURE_CONTROL")         \
+  X (HV_MSR_FEATURE_CONTROL,         FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrReadOnly, "FEATURE_CONTROL")         \
   X (HV_MSR_BIOS_UPDT_TRIG,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrDrop,     "BIOS_UPDT_TRIG")          \
   X (HV_MSR_SMM_MONITOR_CTL,         FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMM_MONITOR_CTL")         \
   X (HV_MSR_SMBASE,                  FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMBASE")                  \
@@ -435,7 +435,7 @@ typedef enum {
   X (HV_MSR_TME_EXCLUDE_MASK,        FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "TME_EXCLUDE_MASK")        \
   X (HV_MSR_TME_EXCLUDE_BASE,        FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "TME_EXCLUDE_BASE")        \
   X (HV_MSR_HW_FEEDBACK_PTR,         FALSE, TRUE,  HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "HW_FEEDBACK_PTR")         \
-  X (HV_MSR_EFER,                    TRUE,  TRUE,  HvMsrHook,     FALSE, FALSE, HvMsrHook,     "EFER")                    \
+  X (HV_MSR_EFER,                    FALSE, TRUE,  HvMsrHook,     FALSE, FALSE, HvMsrHook,     "EFER")                    \
   X (HV_MSR_SYSCFG,                  FALSE, TRUE,  HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "SYSCFG")                  \
   X (HV_MSR_IORR_BASE0,              FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "IORR_BASE0")              \
   X (HV_MSR_IORR_MASK0,              FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "IORR_MASK0")              \

@@ -16,10 +16,8 @@ STATIC CONST struct {
   HV_MSR_ROOT_POLICY_LIST (RULE_ROW)
 };
 
-#define FEATURE_CONTROL_HIDDEN  (HV_FEATURE_CONTROL_VMX_INSIDE_SMX | HV_FEATURE_CONTROL_VMX_OUTSIDE_SMX | \
-                                 HV_FEATURE_CONTROL_SENTER_MASK)
-#define SYSCFG_ROOT             (HV_SYSCFG_MTRR_FIX_DRAM_EN | HV_SYSCFG_MTRR_FIX_DRAM_MOD)
-#define FEEDBACK_PAGES_MAX      16 // CPUID.6 EDX[11:8] plus 1 (SDM 15.6.1)
+#define SYSCFG_ROOT         (HV_SYSCFG_MTRR_FIX_DRAM_EN | HV_SYSCFG_MTRR_FIX_DRAM_MOD)
+#define FEEDBACK_PAGES_MAX  16     // CPUID.6 EDX[11:8] plus 1 (SDM 15.6.1)
 
 STATIC
 HV_MSR_RULE
@@ -70,26 +68,13 @@ HvOnRdmsr (
   IN     HV_EXIT  *Exit
   )
 {
-  HV_VCPU_STATE  State;
-  UINT64         Value;
-  UINT32         Msr;
+  UINT64  Value;
+  UINT32  Msr;
 
-  Msr   = (UINT32)Vcpu->Regs.Rcx;
-  Value = 0;
-  switch (Msr) {
-    case HV_MSR_EFER:
-      Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL, &State);
-      Value = State.Efer;
-      break;
-    default:
-      if ((Rule (Cpu, Msr) == HvMsrDeny) || !HvHostReadMsr (Msr, &Value)) {
-        Refuse (Cpu, Vcpu, FALSE, 0);
-        return;
-      }
-
-      if (Msr == HV_MSR_FEATURE_CONTROL) {
-        Value = (Value & ~(UINT64)FEATURE_CONTROL_HIDDEN) | HV_FEATURE_CONTROL_LOCK;
-      }
+  Msr = (UINT32)Vcpu->Regs.Rcx;
+  if ((Rule (Cpu, Msr) == HvMsrDeny) || !HvHostReadMsr (Msr, &Value)) {
+    Refuse (Cpu, Vcpu, FALSE, 0);
+    return;
   }
 
   Vcpu->Regs.Rax = (UINT32)Value;
@@ -108,7 +93,8 @@ IsMtrr (
 }
 
 ///
-/// EFER. The processor itself says which of the bits that do not matter to the host it takes.
+/// EFER. SVME is the host's, whatever the root writes: reads pass, and show it as set. The processor itself says which
+/// of the bits that do not matter to the host it takes.
 ///
 STATIC
 BOOLEAN
@@ -125,10 +111,6 @@ WriteEfer (
   BOOLEAN        Taken;
 
   Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL, &State);
-  if ((Value & HV_EFER_SVME) != 0) {
-    return FALSE;
-  }
-
   // LME does not change while paging is on; LMA is not writable (APM2 3.1.7).
   if (((State.Cr0 & HV_CR0_PG) != 0) && (((Value ^ State.Efer) & HV_EFER_LME) != 0)) {
     return FALSE;
@@ -275,9 +257,6 @@ HvOnWrmsr (
 
       HvCoreMail (Cpu, Vcpu);
       return;
-    case HV_MSR_FEATURE_CONTROL:
-      Taken = FALSE; // it is locked
-      break;
     case HV_MSR_HW_FEEDBACK_PTR:
       Taken = WriteFeedbackPointer (Cpu, Value);
       break;

@@ -190,7 +190,7 @@ MSRS: dict[int, str] = {
 
 ROOT: dict[int, tuple[str, str]] = {
     0x0000001B: ("write-hook", "write-hook"),
-    0x0000003A: ("pass", "hook"),
+    0x0000003A: ("pass", "read-only"),
     0x00000079: ("pass", "drop"),
     0x0000009B: ("read-only", "read-only"),
     0x0000009E: ("read-only", "read-only"),
@@ -266,7 +266,7 @@ ROOT: dict[int, tuple[str, str]] = {
     0x00000983: ("frozen", "frozen"),
     0x00000984: ("frozen", "frozen"),
     0x000017D0: ("write-hook", "write-hook"),
-    0xC0000080: ("hook", "pass"),
+    0xC0000080: ("write-hook", "pass"),
     0xC0010010: ("write-hook", "write-hook"),
     0xC0010016: ("frozen", "frozen"),
     0xC0010017: ("frozen", "frozen"),

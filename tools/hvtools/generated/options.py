@@ -76,6 +76,20 @@ OPTIONS: dict[str, Option] = {
         debug_only=False,
         text="xAPIC page: auto ends the trap, where INIT and SIPI exit by themselves, when all processors were started",
     ),
+    "sleep_guard": Option(
+        kind="choice",
+        choices=(
+            "auto",
+            "always",
+        ),
+        minimum=0,
+        maximum=1,
+        none=False,
+        default="auto",
+        shown="auto|always",
+        debug_only=False,
+        text="sleep requests exit; auto: where the machine has a sleep that an operating system comes back from",
+    ),
     "trace": Option(
         kind="number",
         choices=(

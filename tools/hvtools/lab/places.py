@@ -66,8 +66,8 @@ def select(session: ClientSession, names: Sequence[str], tags: Mapping[str, str]
     """
     there = session.places
     if unknown := [name for name in names if name not in there]:
-        known = ", ".join(sorted(there)) or "none at all"
-        raise UsageError(f"the coordinator has no place {unknown[0]!r}: it has {known}")
+        known = f"they are {', '.join(sorted(there))}" if there else "it has none at all"
+        raise UsageError(f"the coordinator has no place {unknown[0]!r}: {known}")
     tagged = [name for name, place in sorted(there.items()) if tags and tags.items() <= place.tags.items()]
     if tags and not tagged:
         raise UsageError(f"no place has the tag {' '.join(f'{key}={value}' for key, value in tags.items())}")
