@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.needs("hypervisor")
 
-MAX_BOOT_EXITS = {"svm": 20, "vmx": 10}
-"""Of one processor from ExitBootServices to user space, without CPUID."""
+MAX_BOOT_EXITS = {"svm": 3, "vmx": 7}
+"""Of one processor from ExitBootServices to user space, without CPUID: Design.md says which."""
 
 
 def assert_virtualised(result: BootResult) -> None:

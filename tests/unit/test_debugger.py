@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hvtools import build, cli
+from hvtools import bochs, build, cli, toolchain
+from hvtools.boot import runner
 from hvtools.boot.hvlog import LogLine
+from hvtools.boot.request import BootRequest
 from hvtools.debugger import session, text
 from hvtools.errors import UsageError
 from hvtools.generated import svm_exit, vmcb, vmx_exit
@@ -47,6 +49,24 @@ def test_a_vmcs_of_bochs_is_printed_by_field() -> None:
         f"681e GUEST_RIP                        {0x1_2345_6789:#018x}",
     ]
     assert len(list(text.vmcs_lines(bytes(4096), everything=True))) > 100
+
+
+@pytest.mark.parametrize("debugger", [False, True])
+def test_the_emulator_is_built_before_the_time_of_a_boot_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, debugger: bool
+) -> None:
+    class Enough(Exception):
+        pass
+
+    def provide(debugger: bool = False) -> None:
+        raise Enough(debugger)
+
+    monkeypatch.setattr(bochs, "provide", provide)
+    monkeypatch.setattr(toolchain, "require", lambda group: None)
+    request = BootRequest(platform="bochs-vmx")
+    with pytest.raises(Enough) as raised, runner.booting(request, tmp_path, debugger=debugger):
+        pass
+    assert raised.value.args == (debugger,)
 
 
 def test_exits_have_the_names_of_both_manuals() -> None:

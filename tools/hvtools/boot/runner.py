@@ -67,15 +67,19 @@ def symbols(target: str) -> Path:
     return _built(_images(target), startup.HYPERVISOR.with_suffix(".debug"))
 
 
-def collect(request: BootRequest) -> Parts:
+def collect(request: BootRequest, debugger: bool = False) -> Parts:
     """Build and fetch what a request needs.
+
+    Args:
+        request: what is booted.
+        debugger: GDB is going to be attached.
 
     Raises:
         HvError: something cannot be built or fetched.
     """
     toolchain.require("boot")
     platform = platform_named(request.platform)
-    platform.prepare()
+    platform.prepare(debugger)
     for option, wanted in (("secure-boot", request.secure_boot), ("tpm", request.tpm)):
         if wanted:
             toolchain.require(option)
@@ -221,7 +225,7 @@ def booting(
     """
     platform = request.checked()
     payload = payload or payload_of(request)
-    parts = collect(request)
+    parts = collect(request, debugger)
     for image in (request.disk, request.installed):
         if image is not None:
             disk.check_bootable(image)

@@ -88,7 +88,7 @@ class Platform:
         patience: how much longer than on the fastest platform a boot may take.
         drivers: EFI drivers of ours that make up for what the firmware lacks there; they do nothing where it does not.
         variables: the store of UEFI variables of its firmware, without keys; None where that cannot check signatures.
-        prepare: fetches and builds the platform itself.
+        prepare: fetches and builds the platform itself; True for what it needs to have GDB attached.
         box: what a real machine is made of, None where a machine is made as it is asked for.
     """
 
@@ -108,7 +108,7 @@ class Platform:
     debugger_cpus: int | None = None
     drivers: tuple[PurePosixPath, ...] = ()
     variables: Path | None = None
-    prepare: Callable[[], None] = lambda: None
+    prepare: Callable[[bool], None] = lambda debugger: None
     box: Box | None = None
 
     def __post_init__(self) -> None:
@@ -122,9 +122,9 @@ class Platform:
             raise ValueError(f"{self.name}: unknown capabilities {sorted(unknown)}")
 
 
-def _prepare_bochs() -> None:
+def _prepare_bochs(debugger: bool) -> None:
     toolchain.require("bochs")
-    bochs.provide()
+    bochs.provide(debugger)
 
 
 _BOCHS_CAPABILITIES = ("process", "smp", "xapic", "poweroff", "linux", "ticks", "memory", "debugger")
