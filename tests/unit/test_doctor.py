@@ -285,6 +285,17 @@ def test_versions_are_found_in_what_programs_print() -> None:
     assert tools.version_in("no number") == ""
 
 
+def test_the_version_is_the_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Some programs print the kernel's before their own."""
+    of_package = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "flashrom"], capture_output=True, text=True)
+    assert tools.need(toolchain.Need("flashrom", "flashrom")).value == of_package.stdout != ""
+    own = tmp_path / "flashrom"
+    own.write_text("#!/bin/sh\necho flashrom v9.8\n")
+    own.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert tools.need(toolchain.Need("flashrom", "flashrom")).value == "9.8"
+
+
 def test_what_is_not_installed_names_package_and_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     missing = tools.need(toolchain.Need("no-such-package", "no-such-program"))
     assert missing.is_bad and "no-such-package" in missing.fix and tools.SETUP in missing.fix

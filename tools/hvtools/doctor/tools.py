@@ -80,10 +80,15 @@ def need(wanted: Need) -> Check:
     """Look for what a verb needs, and its version."""
     if not wanted.is_met():
         return Check(wanted.package, Mark.BAD, "not installed", f"{SETUP} (package {wanted.package})")
-    if wanted.probe.startswith("/"):
-        return Check(wanted.package, Mark.OK, _debian_version(wanted.probe) or wanted.probe)
-    option = _VERSION_OPTION.get(wanted.probe, "--version")
-    return Check(wanted.package, Mark.OK, version_in(run([wanted.probe, option]).output) or "there")
+    path = shutil.which(wanted.probe) or wanted.probe
+    return Check(wanted.package, Mark.OK, _debian_version(path) or _own_version(wanted.probe) or path)
+
+
+def _own_version(probe: str) -> str:
+    """What a program that is not Debian's says, empty for a file that is no program."""
+    if probe.startswith("/"):
+        return ""
+    return version_in(run([probe, _VERSION_OPTION.get(probe, "--version")]).output)
 
 
 def needs() -> list[Check]:
