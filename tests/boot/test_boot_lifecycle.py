@@ -203,8 +203,20 @@ def test_suspend_to_ram_is_hidden_and_a_request_for_it_is_dropped(boot: Boot, sc
     assert len(refused) == 3 and result.exits["io"] >= 6, result.report()
 
 
-@pytest.mark.slow
 @pytest.mark.everywhere
+@pytest.mark.needs("process")
+def test_sleep_is_guarded_where_something_resumes(boot: Boot, platform: str) -> None:
+    log = boot().must_be_ok().log
+    guarded = [line for line in log if line.event == "sleep"]
+    reasons = [line.fields["reason"] for line in log if line.event == "sleep-unguarded"]
+    if "s3" in platform_named(platform).capabilities:
+        assert len(guarded) == 1 and reasons == []
+    else:
+        assert guarded == [] and reasons == ["the firmware resumes nothing"]
+
+
+@pytest.mark.slow
+@pytest.mark.needs("s3")
 def test_a_hypervisor_in_the_firmware_finds_the_sleep_ports_when_there_are_tables(
     boot: Boot, script: Callable[[str], Path]
 ) -> None:

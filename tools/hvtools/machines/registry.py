@@ -245,6 +245,7 @@ def kvm_platform(found: Kvm) -> Platform:
                 "variables",
                 "usb",
                 "poweroff",
+                "s3",
                 "linux",
                 "memory",
                 "nmi",
