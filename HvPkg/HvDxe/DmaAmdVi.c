@@ -16,6 +16,7 @@
 #define EXCLUSION        0x20
 #define FEATURES         0x30
 #define FEATURES_ALL     BIT6  // INVALIDATE_IOMMU_ALL
+#define FEATURES_LEVELS  (BIT10 | BIT11) // how many more than 4; both set: no tables of this kind
 #define COMMAND_HEAD     0x2000
 #define COMMAND_TAIL     0x2008
 #define REGISTER_BYTES   0x4000
@@ -55,9 +56,14 @@ Examine (
     return "the firmware uses it";
   }
 
-  // Units without it are the first ones, of 2006 to 2010. All have tables of 4 levels with all sizes of pages.
+  // Units without it are the first ones, of 2006 to 2010.
   if ((MmioRead64 (Base + FEATURES) & FEATURES_ALL) == 0) {
     return "a unit cannot invalidate all at once";
+  }
+
+  // All others have tables of 4 levels with all sizes of pages.
+  if ((MmioRead64 (Base + FEATURES) & FEATURES_LEVELS) == FEATURES_LEVELS) {
+    return "a unit has no tables of 4 levels";
   }
 
   Registers->Base = Base;

@@ -358,8 +358,8 @@ CheckAndLaunch (
   }
 
   if (Status == EFI_ABORTED) {
-    // Some processor still is a guest: the host has to stay.
-    return Status;
+    // Some processor still is a guest: host and driver have to stay, and the firmware unloads what returns an error.
+    return EFI_SUCCESS;
   }
 
   if (!EFI_ERROR (Status) &&

@@ -138,9 +138,16 @@ HvLaunchUndo (
   VOID
   )
 {
+  UINTN  Self;
+
   // The boot processor last: until then its own interrupt commands have to reach the others' mailboxes.
   if (CountVirtualised () != 0) {
     OnApplicationProcessors (LeaveHere);
+    mMp->WhoAmI (mMp, &Self);
+    if (CountVirtualised () > (mResults[Self].Virtualised ? 1 : 0)) {
+      return EFI_DEVICE_ERROR;
+    }
+
     LeaveHere (NULL);
   }
 

@@ -161,9 +161,11 @@ PhysicalAddressBits (
   VOID
   )
 {
+  UINT64  Tme;
   UINT32  Max;
   UINT32  Eax;
   UINT32  Ebx;
+  UINT32  Ecx;
   UINT8   Bits;
 
   AsmCpuid (HV_CPUID_80000000, &Max, NULL, NULL, NULL);
@@ -179,7 +181,32 @@ PhysicalAddressBits (
     Bits -= (UINT8)((Ebx & HV_CPUID_8000001F_EBX_ADDRESS_REDUCTION_MASK) >> HV_CPUID_8000001F_EBX_ADDRESS_REDUCTION_SHIFT);
   }
 
+  AsmCpuid (HV_CPUID_0, &Max, NULL, NULL, NULL);
+  if (Max >= HV_CPUID_7) {
+    AsmCpuidEx (HV_CPUID_7, 0, NULL, NULL, &Ecx, NULL);
+    Tme = ((Ecx & HV_CPUID_7_ECX_TME) != 0) ? AsmReadMsr64 (HV_MSR_TME_ACTIVATE) : 0;
+    if ((Tme & (HV_TME_ACTIVATE_LOCK | HV_TME_ACTIVATE_ENABLE)) == (HV_TME_ACTIVATE_LOCK | HV_TME_ACTIVATE_ENABLE)) {
+      // The upper bits are key ids then: other names of the same memory. CPUID counts them in.
+      Bits -= (UINT8)((Tme & HV_TME_ACTIVATE_KEY_ID_BITS_MASK) >> HV_TME_ACTIVATE_KEY_ID_BITS_SHIFT);
+    }
+  }
+
   return Bits;
+}
+
+///
+/// The largest page of the host's own tables: those are the processor's, whatever its nested ones can do.
+///
+STATIC
+UINT8
+HostLevel (
+  IN CONST HV_PROBE  *Probe
+  )
+{
+  UINT32  Edx;
+
+  AsmCpuid (HV_CPUID_80000001, NULL, NULL, NULL, &Edx);
+  return ((Edx & HV_CPUID_80000001_EDX_PAGE1GB) != 0) ? Probe->LargestLevel : MIN (Probe->LargestLevel, HV_PAGING_LEVEL_2M);
 }
 
 ///
@@ -460,7 +487,7 @@ HvMemoryBuild (
 
   SharedPages = EFI_SIZE_TO_PAGES (HV_STATUS_BYTES (Cpus)) + EFI_SIZE_TO_PAGES (HV_RING_BYTES);
   Pool        = (UINTN)NestedPages + PAGES_ON_DEMAND + PAGES_TO_SPLIT;
-  HvPagingEstimate (HvPagingHost4, Probe->LargestLevel, &Range, 1, &NestedPages);
+  HvPagingEstimate (HvPagingHost4, HostLevel (Probe), &Range, 1, &NestedPages);
   Pool += (UINTN)NestedPages + PAGES_TO_SPLIT + 4 * Scratch->RamCount;
   if (Level != HV_PAGING_LEVEL_1G) {
     // A piece on demand is a table of its own: 1 GiB with leaves of 2 MiB, 2 MiB with leaves of 4 KiB.
@@ -552,7 +579,7 @@ HvMemoryBuild (
                                   ((Host->Root.Nested.Count[1] != 0) ? HV_STATUS_NESTED_2M : 0) |
                                   ((Host->Root.Nested.Count[2] != 0) ? HV_STATUS_NESTED_1G : 0);
   if (!EFI_ERROR (Status)) {
-    Status = BuildHostTables (Host, Image, Probe->LargestLevel);
+    Status = BuildHostTables (Host, Image, HostLevel (Probe));
   }
 
   Host->CpuStride = EFI_PAGES_TO_SIZE (CpuPages (Probe));

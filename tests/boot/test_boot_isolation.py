@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hvtools import build
 from hvtools.boot.result import BootResult
+from hvtools.guest.build import program
 
 if TYPE_CHECKING:
     from tests.boot.conftest import Boot
@@ -52,3 +54,22 @@ def test_what_would_hand_over_the_machine_is_refused(boot: Boot) -> None:
     bare = boot(application=image("HvPolicyProbe.efi"), hypervisor=False).must_be_ok()
     outcomes = [printed(run, r"instruction (\w+) vector=(\d+)") for run in (result, bare)]
     assert len(outcomes[0]) == INSTRUCTIONS and outcomes[0] == outcomes[1]
+
+
+WRAP = """
+set -e
+for cpu in 0 1 2 3; do
+    taskset -p $((1 << cpu)) $$ > /dev/null
+    /add/eipwrap
+done
+taskset -p f $$ > /dev/null
+hvcheck
+"""
+
+
+@pytest.mark.everywhere
+def test_a_user_program_cannot_stop_the_machine_where_eip_wraps(boot: Boot, script: Callable[[str], Path]) -> None:
+    added = {PurePosixPath("eipwrap"): program("eipwrap")}
+    result = boot(cpus=4, script=script(WRAP), added=added).must_be_ok()
+    output = result.checks.script_output
+    assert output.count("signal=11 rip=0\n") == 4 and output.count("signature=HvPkgHvPkgHv") == 4, output

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.needs("hypervisor")
 
-MAX_BOOT_EXITS = {"svm": 3, "vmx": 7}
+MAX_BOOT_EXITS = {"svm": 3, "vmx": 8}
 """Of one processor from ExitBootServices to user space, without CPUID: Design.md says which."""
 
 

@@ -20,8 +20,9 @@ PROMISES = {
     "HV_VMX_PROC2_XSAVES": {("D", 1, "EAX", 1 << 3)},
     "HV_VMX_PROC2_USER_WAIT": {("7", 0, "ECX", 1 << 5)},
     "HV_VMX_PROC2_PCONFIG": {("7", 0, "EDX", 1 << 18)},
-    "HV_VMX_PROC3_MSR_LIST": {("7", 1, "EAX", 1 << 27)},
 }
+# Those that stay off, and the bit of CPUID that hides what they are for.
+HIDDEN = {"HV_VMX_PROC3_MSR_LIST": (7, 1, "eax", "MSRLIST")}
 ENABLING = re.compile(r"do(?:es)? not raise #UD")
 
 
@@ -48,8 +49,10 @@ def gates() -> dict[str, set[tuple[str, int, str, int]]]:
 
 def test_every_enabling_control_of_the_table_is_wanted_and_has_its_promises() -> None:
     """A control that a later table brings is decided on here too."""
-    assert enabling_controls() == PROMISES.keys()
+    assert enabling_controls() == PROMISES.keys() | HIDDEN.keys()
     assert gates() == PROMISES
+    bits = {(leaf, own, register, name): policy for leaf, own, register, name, _, _, policy in cpuid.BITS}
+    assert {bits[hidden] for hidden in HIDDEN.values()} == {"clear"}
 
 
 @pytest.mark.parametrize("control", sorted(PROMISES))

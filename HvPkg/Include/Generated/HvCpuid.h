@@ -33,7 +33,9 @@
 #define HV_CPUID_1_EBX_LOGICAL_CPUS_SHIFT  16          ///< logical processors: lowest bit
 #define HV_CPUID_1_EBX_APIC_ID_MASK        0xFF000000  ///< initial APIC id
 #define HV_CPUID_1_EBX_APIC_ID_SHIFT       24          ///< initial APIC id: lowest bit
+#define HV_CPUID_1_ECX_DTES64              0x00000004  ///< 64-bit debug store
 #define HV_CPUID_1_ECX_MONITOR             0x00000008  ///< MONITOR and MWAIT
+#define HV_CPUID_1_ECX_DS_CPL              0x00000010  ///< debug store by privilege level
 #define HV_CPUID_1_ECX_VMX                 0x00000020  ///< VMX
 #define HV_CPUID_1_ECX_SMX                 0x00000040  ///< SMX: GETSEC always exits under VMX
 #define HV_CPUID_1_ECX_PCID                0x00020000  ///< process context identifiers
@@ -49,6 +51,7 @@
 #define HV_CPUID_1_EDX_MTRR                0x00001000  ///< MTRRs
 #define HV_CPUID_1_EDX_PGE                 0x00002000  ///< global pages
 #define HV_CPUID_1_EDX_PAT                 0x00010000  ///< page attribute table
+#define HV_CPUID_1_EDX_DS                  0x00200000  ///< debug store: the processor writes it at linear addresses, the host's too
 
 //
 // Leaf 7: structured features (SDM Vol 2 CPUID; APM3 E.3.6)
@@ -60,6 +63,7 @@
 #define HV_CPUID_7_ECX_OSPKE    0x00000010  ///< CR4.PKE
 #define HV_CPUID_7_ECX_WAITPKG  0x00000020  ///< UMONITOR, UMWAIT, TPAUSE
 #define HV_CPUID_7_ECX_CET_SS   0x00000080  ///< shadow stacks
+#define HV_CPUID_7_ECX_TME      0x00002000  ///< total memory encryption
 #define HV_CPUID_7_ECX_LA57     0x00010000  ///< 57-bit linear addresses
 #define HV_CPUID_7_ECX_RDPID    0x00400000  ///< RDPID
 #define HV_CPUID_7_EDX_PCONFIG  0x00040000  ///< PCONFIG
@@ -68,7 +72,8 @@
 //
 // Leaf 7: structured features, continued (SDM Vol 2 CPUID)
 //
-#define HV_CPUID_7_1_EAX_MSRLIST  0x08000000  ///< RDMSRLIST, WRMSRLIST, WRMSRNS
+#define HV_CPUID_7_1_EAX_FRED     0x00020000  ///< FRED: neither VMCS nor VMCB switch it on
+#define HV_CPUID_7_1_EAX_MSRLIST  0x08000000  ///< RDMSRLIST and WRMSRLIST: an MSR of theirs that exits would not be carried out
 
 //
 // Leaf B: topology; EDX is the x2APIC id (SDM Vol 2 CPUID; APM3 E.3.8)
@@ -83,6 +88,7 @@
 #define HV_CPUID_D_1_EAX_XSAVEC    0x00000002  ///< XSAVEC
 #define HV_CPUID_D_1_EAX_XGETBV1   0x00000004  ///< XGETBV with ECX 1
 #define HV_CPUID_D_1_EAX_XSAVES    0x00000008  ///< XSAVES
+#define HV_CPUID_D_1_ECX_XSS_PT    0x00000100  ///< XSS has processor trace
 
 //
 // Leaf 14: processor trace (SDM Vol 2 CPUID)
@@ -313,19 +319,22 @@
 #define HV_VECTOR_SX   0x1E  ///< security (AMD)
 
 /// X (leaf, subleaf, register, bits cleared, bits set, name): what the root sees otherwise, leaves in order.
-#define HV_CPUID_ROOT_POLICY_LIST(X)                                                                                                                                 \
-  X (HV_CPUID_1,        HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_ECX, HV_CPUID_1_ECX_VMX | HV_CPUID_1_ECX_SMX,                  HV_CPUID_1_ECX_HYPERVISOR, "1.ecx")        \
-  X (HV_CPUID_7,        0,                    HV_CPUID_REG_EBX, HV_CPUID_7_EBX_PT,                                        0,                         "7.ebx")        \
-  X (HV_CPUID_14,       HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EAX, MAX_UINT32,                                               0,                         "14.eax")       \
-  X (HV_CPUID_14,       HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EBX, MAX_UINT32,                                               0,                         "14.ebx")       \
-  X (HV_CPUID_14,       HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_ECX, MAX_UINT32,                                               0,                         "14.ecx")       \
-  X (HV_CPUID_14,       HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EDX, MAX_UINT32,                                               0,                         "14.edx")       \
-  X (HV_CPUID_80000001, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_ECX, HV_CPUID_80000001_ECX_SVM | HV_CPUID_80000001_ECX_SKINIT, 0,                         "80000001.ecx") \
-  X (HV_CPUID_80000008, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EBX, HV_CPUID_80000008_EBX_INVLPGB,                            0,                         "80000008.ebx") \
-  X (HV_CPUID_8000000A, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EAX, MAX_UINT32,                                               0,                         "8000000A.eax") \
-  X (HV_CPUID_8000000A, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EBX, MAX_UINT32,                                               0,                         "8000000A.ebx") \
-  X (HV_CPUID_8000000A, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_ECX, MAX_UINT32,                                               0,                         "8000000A.ecx") \
-  X (HV_CPUID_8000000A, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EDX, MAX_UINT32,                                               0,                         "8000000A.edx")
+#define HV_CPUID_ROOT_POLICY_LIST(X)                                                                                                                                                                \
+  X (HV_CPUID_1,        HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_ECX, HV_CPUID_1_ECX_DTES64 | HV_CPUID_1_ECX_DS_CPL | HV_CPUID_1_ECX_VMX | HV_CPUID_1_ECX_SMX, HV_CPUID_1_ECX_HYPERVISOR, "1.ecx")        \
+  X (HV_CPUID_1,        HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EDX, HV_CPUID_1_EDX_DS,                                                                       0,                         "1.edx")        \
+  X (HV_CPUID_7,        0,                    HV_CPUID_REG_EBX, HV_CPUID_7_EBX_PT,                                                                       0,                         "7.ebx")        \
+  X (HV_CPUID_7,        1,                    HV_CPUID_REG_EAX, HV_CPUID_7_1_EAX_FRED | HV_CPUID_7_1_EAX_MSRLIST,                                        0,                         "7_1.eax")      \
+  X (HV_CPUID_D,        1,                    HV_CPUID_REG_ECX, HV_CPUID_D_1_ECX_XSS_PT,                                                                 0,                         "D_1.ecx")      \
+  X (HV_CPUID_14,       HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EAX, MAX_UINT32,                                                                              0,                         "14.eax")       \
+  X (HV_CPUID_14,       HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EBX, MAX_UINT32,                                                                              0,                         "14.ebx")       \
+  X (HV_CPUID_14,       HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_ECX, MAX_UINT32,                                                                              0,                         "14.ecx")       \
+  X (HV_CPUID_14,       HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EDX, MAX_UINT32,                                                                              0,                         "14.edx")       \
+  X (HV_CPUID_80000001, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_ECX, HV_CPUID_80000001_ECX_SVM | HV_CPUID_80000001_ECX_SKINIT,                                0,                         "80000001.ecx") \
+  X (HV_CPUID_80000008, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EBX, HV_CPUID_80000008_EBX_INVLPGB,                                                           0,                         "80000008.ebx") \
+  X (HV_CPUID_8000000A, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EAX, MAX_UINT32,                                                                              0,                         "8000000A.eax") \
+  X (HV_CPUID_8000000A, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EBX, MAX_UINT32,                                                                              0,                         "8000000A.ebx") \
+  X (HV_CPUID_8000000A, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_ECX, MAX_UINT32,                                                                              0,                         "8000000A.ecx") \
+  X (HV_CPUID_8000000A, HV_CPUID_ANY_SUBLEAF, HV_CPUID_REG_EDX, MAX_UINT32,                                                                              0,                         "8000000A.edx")
 
 /// X (leaf, register, bit, name): bits that follow the root's own CR4.
 #define HV_CPUID_ROOT_DYNAMIC_LIST(X)                                 \

@@ -131,11 +131,16 @@
 // MSR numbers: Intel (as above)
 //
 #define HV_MSR_FEATURE_CONTROL          0x0000003A  ///< VMX and SMX switch and lock (SDM 24.7, Vol 4 Table 2-2)
+#define HV_MSR_TEST_CTRL                0x00000033  ///< test control (SDM Vol 4 Table 2-2)
 #define HV_MSR_BIOS_UPDT_TRIG           0x00000079  ///< microcode update (SDM 10.11.6)
 #define HV_MSR_SMM_MONITOR_CTL          0x0000009B  ///< dual monitor SMM (SDM 32.15.5)
 #define HV_MSR_SMBASE                   0x0000009E  ///< SMRAM base (SDM 32.4.2, Vol 4 Table 2-2)
+#define HV_MSR_MISC_ENABLE              0x000001A0  ///< miscellaneous features (SDM Vol 4 Table 2-2)
 #define HV_MSR_SMRR_PHYSBASE            0x000001F2  ///< SMRAM range base (SDM 12.11.2.4)
 #define HV_MSR_SMRR_PHYSMASK            0x000001F3  ///< SMRAM range mask (SDM 12.11.2.4)
+#define HV_MSR_PEBS_ENABLE              0x000003F1  ///< precise event based sampling (SDM 20.6.2.4)
+#define HV_MSR_PEBS_DATA_CFG            0x000003F2  ///< precise event based sampling (SDM 20.9.2.3)
+#define HV_MSR_DS_AREA                  0x00000600  ///< debug store (SDM 18.4.9)
 #define HV_MSR_PERF_GLOBAL_CTRL         0x0000038F  ///< performance counters on (SDM 20.2.2)
 #define HV_MSR_VMX_BASIC                0x00000480  ///< basic information (SDM A.1)
 #define HV_MSR_VMX_PINBASED_CTLS        0x00000481  ///< pin-based controls (SDM A.3.1)
@@ -189,6 +194,7 @@
 #define HV_MSR_IORR_MASK1      0xC0010019  ///< I/O range 1 mask (APM2 7.9.2)
 #define HV_MSR_TOP_MEM         0xC001001A  ///< top of memory below 4 GiB (APM2 7.9.4)
 #define HV_MSR_TOP_MEM2        0xC001001D  ///< top of memory above 4 GiB (APM2 7.9.4)
+#define HV_MSR_MMIO_CFG_BASE   0xC0010058  ///< window of PCI configuration space (APM2 Appendix A)
 #define HV_MSR_SMM_BASE        0xC0010111  ///< SMM base (APM2 10.2.1)
 #define HV_MSR_SMM_ADDR        0xC0010112  ///< SMM TSEG base (APM2 10.2.5)
 #define HV_MSR_SMM_MASK        0xC0010113  ///< SMM TSEG mask (APM2 10.2.5)
@@ -199,6 +205,7 @@
 #define HV_MSR_SVM_KEY         0xC0010118  ///< unlocks SVME (APM2 15.31)
 #define HV_MSR_SMM_KEY         0xC0010119  ///< unlocks SMMLOCK (APM2 15.32)
 #define HV_MSR_PATCH_LOADER    0xC0010020  ///< microcode update (APM2 Appendix A)
+#define HV_MSR_DOORBELL        0xC001011B  ///< AVIC doorbell (APM2 15.29.8)
 #define HV_MSR_GHCB            0xC0010130  ///< guest hypervisor communication block (APM2 15.35)
 #define HV_MSR_SEV_STATUS      0xC0010131  ///< active SEV features (APM2 15.34)
 #define HV_MSR_RMP_BASE        0xC0010132  ///< reverse map table (APM2 15.36)
@@ -206,6 +213,30 @@
 #define HV_MSR_VIRT_SPEC_CTRL  0xC001011F  ///< virtual speculation control (APM2 3.2.9)
 #define HV_MSR_OSVW_ID_LENGTH  0xC0010140  ///< OS visible workarounds: length (APM2 Appendix A)
 #define HV_MSR_OSVW_STATUS     0xC0010141  ///< OS visible workarounds: status (APM2 Appendix A)
+
+//
+// TEST_CTRL (SDM Vol 4 Table 2-2)
+//
+#define HV_TEST_CTRL_UC_LOCK  0x0000000010000000ULL  ///< locked accesses to uncacheable memory are #GP
+
+//
+// MISC_ENABLE (SDM Vol 4 Table 2-2)
+//
+#define HV_MISC_ENABLE_LIMIT_CPUID  0x0000000000400000ULL  ///< CPUID has leaves 0 to 2 only
+#define HV_MISC_ENABLE_XD_DISABLE   0x0000000400000000ULL  ///< there is no execute disable
+
+//
+// XSS (SDM Vol 1 13.3)
+//
+#define HV_XSS_PT  0x0000000000000100ULL  ///< processor trace
+
+//
+// TME_ACTIVATE (SDM Vol 4 Table 2-2)
+//
+#define HV_TME_ACTIVATE_LOCK               0x0000000000000001ULL  ///< locked
+#define HV_TME_ACTIVATE_ENABLE             0x0000000000000002ULL  ///< memory encryption is on
+#define HV_TME_ACTIVATE_KEY_ID_BITS_MASK   0x0000000F00000000ULL  ///< how many upper address bits are key ids
+#define HV_TME_ACTIVATE_KEY_ID_BITS_SHIFT  32                     ///< how many upper address bits are key ids: lowest bit
 
 //
 // DEBUGCTL (SDM 18.4.1; APM2 13.1.1)
@@ -359,10 +390,12 @@ typedef enum {
 /// X (msr, SVM intercepts reads, writes, rule, VMX intercepts reads, writes, rule, name): what the root does not reach by itself, by number.
 #define HV_MSR_ROOT_POLICY_LIST(X)                                                                                        \
   X (HV_MSR_APIC_BASE,               FALSE, TRUE,  HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "APIC_BASE")               \
+  X (HV_MSR_TEST_CTRL,               FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "TEST_CTRL")               \
   X (HV_MSR_FEATURE_CONTROL,         FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrReadOnly, "FEATURE_CONTROL")         \
   X (HV_MSR_BIOS_UPDT_TRIG,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrDrop,     "BIOS_UPDT_TRIG")          \
   X (HV_MSR_SMM_MONITOR_CTL,         FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMM_MONITOR_CTL")         \
   X (HV_MSR_SMBASE,                  FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMBASE")                  \
+  X (HV_MSR_MISC_ENABLE,             FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MISC_ENABLE")             \
   X (HV_MSR_SMRR_PHYSBASE,           FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMRR_PHYSBASE")           \
   X (HV_MSR_SMRR_PHYSMASK,           FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMRR_PHYSMASK")           \
   X (HV_MSR_MTRR_PHYSBASE0,          FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_PHYSBASE0")          \
@@ -397,6 +430,8 @@ typedef enum {
   X (HV_MSR_MTRR_FIX4K_F0000,        FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_FIX4K_F0000")        \
   X (HV_MSR_MTRR_FIX4K_F8000,        FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_FIX4K_F8000")        \
   X (HV_MSR_MTRR_DEF_TYPE,           FALSE, FALSE, HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "MTRR_DEF_TYPE")           \
+  X (HV_MSR_PEBS_ENABLE,             FALSE, FALSE, HvMsrHook,     TRUE,  TRUE,  HvMsrDeny,     "PEBS_ENABLE")             \
+  X (HV_MSR_PEBS_DATA_CFG,           FALSE, FALSE, HvMsrHook,     TRUE,  TRUE,  HvMsrDeny,     "PEBS_DATA_CFG")           \
   X (HV_MSR_VMX_BASIC,               TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_BASIC")               \
   X (HV_MSR_VMX_PINBASED_CTLS,       TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_PINBASED_CTLS")       \
   X (HV_MSR_VMX_PROCBASED_CTLS,      TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VMX_PROCBASED_CTLS")      \
@@ -430,12 +465,14 @@ typedef enum {
   X (HV_MSR_RTIT_ADDR2_B,            TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_ADDR2_B")            \
   X (HV_MSR_RTIT_ADDR3_A,            TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_ADDR3_A")            \
   X (HV_MSR_RTIT_ADDR3_B,            TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "RTIT_ADDR3_B")            \
+  X (HV_MSR_DS_AREA,                 FALSE, FALSE, HvMsrHook,     TRUE,  TRUE,  HvMsrDeny,     "DS_AREA")                 \
   X (HV_MSR_X2APIC_ICR,              FALSE, TRUE,  HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "X2APIC_ICR")              \
   X (HV_MSR_TME_ACTIVATE,            FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "TME_ACTIVATE")            \
   X (HV_MSR_TME_EXCLUDE_MASK,        FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "TME_EXCLUDE_MASK")        \
   X (HV_MSR_TME_EXCLUDE_BASE,        FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "TME_EXCLUDE_BASE")        \
   X (HV_MSR_HW_FEEDBACK_PTR,         FALSE, TRUE,  HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "HW_FEEDBACK_PTR")         \
   X (HV_MSR_EFER,                    FALSE, TRUE,  HvMsrHook,     FALSE, FALSE, HvMsrHook,     "EFER")                    \
+  X (HV_MSR_TSC_RATIO,               TRUE,  TRUE,  HvMsrDeny,     FALSE, FALSE, HvMsrHook,     "TSC_RATIO")               \
   X (HV_MSR_SYSCFG,                  FALSE, TRUE,  HvMsrHook,     FALSE, TRUE,  HvMsrHook,     "SYSCFG")                  \
   X (HV_MSR_IORR_BASE0,              FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "IORR_BASE0")              \
   X (HV_MSR_IORR_MASK0,              FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "IORR_MASK0")              \
@@ -444,6 +481,7 @@ typedef enum {
   X (HV_MSR_TOP_MEM,                 FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "TOP_MEM")                 \
   X (HV_MSR_TOP_MEM2,                FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "TOP_MEM2")                \
   X (HV_MSR_PATCH_LOADER,            FALSE, TRUE,  HvMsrDrop,     FALSE, FALSE, HvMsrHook,     "PATCH_LOADER")            \
+  X (HV_MSR_MMIO_CFG_BASE,           FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "MMIO_CFG_BASE")           \
   X (HV_MSR_SMM_BASE,                FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMM_BASE")                \
   X (HV_MSR_SMM_ADDR,                FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMM_ADDR")                \
   X (HV_MSR_SMM_MASK,                FALSE, TRUE,  HvMsrReadOnly, FALSE, TRUE,  HvMsrReadOnly, "SMM_MASK")                \
@@ -452,6 +490,7 @@ typedef enum {
   X (HV_MSR_VM_HSAVE_PA,             TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "VM_HSAVE_PA")             \
   X (HV_MSR_SVM_KEY,                 TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "SVM_KEY")                 \
   X (HV_MSR_SMM_KEY,                 TRUE,  TRUE,  HvMsrDeny,     TRUE,  TRUE,  HvMsrDeny,     "SMM_KEY")                 \
+  X (HV_MSR_DOORBELL,                TRUE,  TRUE,  HvMsrDeny,     FALSE, FALSE, HvMsrHook,     "DOORBELL")                \
   X (HV_MSR_RMP_BASE,                FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "RMP_BASE")                \
   X (HV_MSR_RMP_END,                 FALSE, TRUE,  HvMsrFrozen,   FALSE, TRUE,  HvMsrFrozen,   "RMP_END")
 

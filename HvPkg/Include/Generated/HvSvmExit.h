@@ -99,7 +99,7 @@
 #define HV_SVM_EXIT_EXCEPTION_15         0x000000000000004FULL  ///< of the exceptions only #DB is intercepted
 #define HV_SVM_EXIT_EXCEPTION_16         0x0000000000000050ULL  ///< of the exceptions only #DB is intercepted
 #define HV_SVM_EXIT_EXCEPTION_17         0x0000000000000051ULL  ///< of the exceptions only #DB is intercepted
-#define HV_SVM_EXIT_EXCEPTION_18         0x0000000000000052ULL  ///< of the exceptions only #DB is intercepted
+#define HV_SVM_EXIT_EXCEPTION_MC         0x0000000000000052ULL  ///< HvExitShutdown
 #define HV_SVM_EXIT_EXCEPTION_19         0x0000000000000053ULL  ///< of the exceptions only #DB is intercepted
 #define HV_SVM_EXIT_EXCEPTION_20         0x0000000000000054ULL  ///< of the exceptions only #DB is intercepted
 #define HV_SVM_EXIT_EXCEPTION_21         0x0000000000000055ULL  ///< of the exceptions only #DB is intercepted
@@ -206,6 +206,7 @@
 /// X (code, kind, kind if EXITINFO1 is not 0, name): the codes that can arrive.
 #define HV_SVM_EXIT_LIST(X)                                                                  \
   X (HV_SVM_EXIT_EXCEPTION_DB, HvExitDb,              HvExitDb,              "EXCEPTION_DB") \
+  X (HV_SVM_EXIT_EXCEPTION_MC, HvExitShutdown,        HvExitShutdown,        "EXCEPTION_MC") \
   X (HV_SVM_EXIT_NMI,          HvExitNmi,             HvExitNmi,             "NMI")          \
   X (HV_SVM_EXIT_SMI,          HvExitSmi,             HvExitSmi,             "SMI")          \
   X (HV_SVM_EXIT_INIT,         HvExitInit,            HvExitInit,            "INIT")         \
@@ -309,7 +310,6 @@
   X (HV_SVM_EXIT_EXCEPTION_15,        "EXCEPTION_15",        "of the exceptions only #DB is intercepted")                                      \
   X (HV_SVM_EXIT_EXCEPTION_16,        "EXCEPTION_16",        "of the exceptions only #DB is intercepted")                                      \
   X (HV_SVM_EXIT_EXCEPTION_17,        "EXCEPTION_17",        "of the exceptions only #DB is intercepted")                                      \
-  X (HV_SVM_EXIT_EXCEPTION_18,        "EXCEPTION_18",        "of the exceptions only #DB is intercepted")                                      \
   X (HV_SVM_EXIT_EXCEPTION_19,        "EXCEPTION_19",        "of the exceptions only #DB is intercepted")                                      \
   X (HV_SVM_EXIT_EXCEPTION_20,        "EXCEPTION_20",        "of the exceptions only #DB is intercepted")                                      \
   X (HV_SVM_EXIT_EXCEPTION_21,        "EXCEPTION_21",        "of the exceptions only #DB is intercepted")                                      \

@@ -77,8 +77,8 @@
 #define HV_VMX_EXIT_ENCLS                0x003C  ///< ENCLS is not intercepted
 #define HV_VMX_EXIT_RDSEED               0x003D  ///< RDSEED is not intercepted
 #define HV_VMX_EXIT_PML_FULL             0x003E  ///< page-modification logging is off
-#define HV_VMX_EXIT_XSAVES               0x003F  ///< the XSS-exiting bitmap is 0
-#define HV_VMX_EXIT_XRSTORS              0x0040  ///< the XSS-exiting bitmap is 0
+#define HV_VMX_EXIT_XSAVES               0x003F  ///< the XSS-exiting bitmap has only processor trace, which CPUID hides
+#define HV_VMX_EXIT_XRSTORS              0x0040  ///< the XSS-exiting bitmap has only processor trace, which CPUID hides
 #define HV_VMX_EXIT_PCONFIG              0x0041  ///< the PCONFIG-exiting bitmap is 0
 #define HV_VMX_EXIT_SPP                  0x0042  ///< sub-page permissions are off
 #define HV_VMX_EXIT_UMWAIT               0x0043  ///< RDTSC is not intercepted, so neither is UMWAIT
@@ -132,48 +132,48 @@
   X (HV_VMX_EXIT_TDCALL,              HvExitVirtInstruction, "TDCALL")
 
 /// X (code, name, reason): the codes that cannot arrive with the controls that HvPkg sets for the root.
-#define HV_VMX_EXIT_IMPOSSIBLE_LIST(X)                                                                            \
-  X (HV_VMX_EXIT_EXTERNAL_INTERRUPT,  "EXTERNAL_INTERRUPT",  "physical interrupts go to the root")                \
-  X (HV_VMX_EXIT_IO_SMI,              "IO_SMI",              "dual monitor treatment of SMM is off")              \
-  X (HV_VMX_EXIT_OTHER_SMI,           "OTHER_SMI",           "dual monitor treatment of SMM is off")              \
-  X (HV_VMX_EXIT_HLT,                 "HLT",                 "HLT is not intercepted")                            \
-  X (HV_VMX_EXIT_INVLPG,              "INVLPG",              "INVLPG is not intercepted")                         \
-  X (HV_VMX_EXIT_RDPMC,               "RDPMC",               "RDPMC is not intercepted")                          \
-  X (HV_VMX_EXIT_RDTSC,               "RDTSC",               "RDTSC is not intercepted")                          \
-  X (HV_VMX_EXIT_RSM,                 "RSM",                 "dual monitor treatment of SMM is off")              \
-  X (HV_VMX_EXIT_DR_ACCESS,           "DR_ACCESS",           "debug registers are not intercepted")               \
-  X (HV_VMX_EXIT_MWAIT,               "MWAIT",               "MWAIT is not intercepted")                          \
-  X (HV_VMX_EXIT_MONITOR_TRAP_FLAG,   "MONITOR_TRAP_FLAG",   "the monitor trap flag is off")                      \
-  X (HV_VMX_EXIT_MONITOR,             "MONITOR",             "MONITOR is not intercepted")                        \
-  X (HV_VMX_EXIT_PAUSE,               "PAUSE",               "PAUSE is not intercepted")                          \
-  X (HV_VMX_EXIT_TPR_BELOW_THRESHOLD, "TPR_BELOW_THRESHOLD", "the TPR shadow is off")                             \
-  X (HV_VMX_EXIT_APIC_ACCESS,         "APIC_ACCESS",         "the APIC-access page is off")                       \
-  X (HV_VMX_EXIT_VIRTUALIZED_EOI,     "VIRTUALIZED_EOI",     "virtual-interrupt delivery is off")                 \
-  X (HV_VMX_EXIT_GDTR_IDTR,           "GDTR_IDTR",           "descriptor table instructions are not intercepted") \
-  X (HV_VMX_EXIT_LDTR_TR,             "LDTR_TR",             "descriptor table instructions are not intercepted") \
-  X (HV_VMX_EXIT_RDTSCP,              "RDTSCP",              "RDTSCP is not intercepted")                         \
-  X (HV_VMX_EXIT_PREEMPTION_TIMER,    "PREEMPTION_TIMER",    "the preemption timer is off")                       \
-  X (HV_VMX_EXIT_WBINVD,              "WBINVD",              "WBINVD is not intercepted")                         \
-  X (HV_VMX_EXIT_APIC_WRITE,          "APIC_WRITE",          "APIC-register virtualization is off")               \
-  X (HV_VMX_EXIT_RDRAND,              "RDRAND",              "RDRAND is not intercepted")                         \
-  X (HV_VMX_EXIT_INVPCID,             "INVPCID",             "INVLPG is not intercepted, so neither is INVPCID")  \
-  X (HV_VMX_EXIT_VMFUNC,              "VMFUNC",              "VM functions are off: VMFUNC raises #UD")           \
-  X (HV_VMX_EXIT_ENCLS,               "ENCLS",               "ENCLS is not intercepted")                          \
-  X (HV_VMX_EXIT_RDSEED,              "RDSEED",              "RDSEED is not intercepted")                         \
-  X (HV_VMX_EXIT_PML_FULL,            "PML_FULL",            "page-modification logging is off")                  \
-  X (HV_VMX_EXIT_XSAVES,              "XSAVES",              "the XSS-exiting bitmap is 0")                       \
-  X (HV_VMX_EXIT_XRSTORS,             "XRSTORS",             "the XSS-exiting bitmap is 0")                       \
-  X (HV_VMX_EXIT_PCONFIG,             "PCONFIG",             "the PCONFIG-exiting bitmap is 0")                   \
-  X (HV_VMX_EXIT_SPP,                 "SPP",                 "sub-page permissions are off")                      \
-  X (HV_VMX_EXIT_UMWAIT,              "UMWAIT",              "RDTSC is not intercepted, so neither is UMWAIT")    \
-  X (HV_VMX_EXIT_TPAUSE,              "TPAUSE",              "RDTSC is not intercepted, so neither is TPAUSE")    \
-  X (HV_VMX_EXIT_LOADIWKEY,           "LOADIWKEY",           "LOADIWKEY is not intercepted")                      \
-  X (HV_VMX_EXIT_ENCLV,               "ENCLV",               "ENCLV is not intercepted")                          \
-  X (HV_VMX_EXIT_ENQCMD_PASID,        "ENQCMD_PASID",        "PASID translation is off")                          \
-  X (HV_VMX_EXIT_ENQCMDS_PASID,       "ENQCMDS_PASID",       "PASID translation is off")                          \
-  X (HV_VMX_EXIT_BUS_LOCK,            "BUS_LOCK",            "bus-lock detection is off")                         \
-  X (HV_VMX_EXIT_INSTRUCTION_TIMEOUT, "INSTRUCTION_TIMEOUT", "the instruction timeout is off")                    \
-  X (HV_VMX_EXIT_RDMSRLIST,           "RDMSRLIST",           "MSR-list instructions are off")                     \
+#define HV_VMX_EXIT_IMPOSSIBLE_LIST(X)                                                                                             \
+  X (HV_VMX_EXIT_EXTERNAL_INTERRUPT,  "EXTERNAL_INTERRUPT",  "physical interrupts go to the root")                                 \
+  X (HV_VMX_EXIT_IO_SMI,              "IO_SMI",              "dual monitor treatment of SMM is off")                               \
+  X (HV_VMX_EXIT_OTHER_SMI,           "OTHER_SMI",           "dual monitor treatment of SMM is off")                               \
+  X (HV_VMX_EXIT_HLT,                 "HLT",                 "HLT is not intercepted")                                             \
+  X (HV_VMX_EXIT_INVLPG,              "INVLPG",              "INVLPG is not intercepted")                                          \
+  X (HV_VMX_EXIT_RDPMC,               "RDPMC",               "RDPMC is not intercepted")                                           \
+  X (HV_VMX_EXIT_RDTSC,               "RDTSC",               "RDTSC is not intercepted")                                           \
+  X (HV_VMX_EXIT_RSM,                 "RSM",                 "dual monitor treatment of SMM is off")                               \
+  X (HV_VMX_EXIT_DR_ACCESS,           "DR_ACCESS",           "debug registers are not intercepted")                                \
+  X (HV_VMX_EXIT_MWAIT,               "MWAIT",               "MWAIT is not intercepted")                                           \
+  X (HV_VMX_EXIT_MONITOR_TRAP_FLAG,   "MONITOR_TRAP_FLAG",   "the monitor trap flag is off")                                       \
+  X (HV_VMX_EXIT_MONITOR,             "MONITOR",             "MONITOR is not intercepted")                                         \
+  X (HV_VMX_EXIT_PAUSE,               "PAUSE",               "PAUSE is not intercepted")                                           \
+  X (HV_VMX_EXIT_TPR_BELOW_THRESHOLD, "TPR_BELOW_THRESHOLD", "the TPR shadow is off")                                              \
+  X (HV_VMX_EXIT_APIC_ACCESS,         "APIC_ACCESS",         "the APIC-access page is off")                                        \
+  X (HV_VMX_EXIT_VIRTUALIZED_EOI,     "VIRTUALIZED_EOI",     "virtual-interrupt delivery is off")                                  \
+  X (HV_VMX_EXIT_GDTR_IDTR,           "GDTR_IDTR",           "descriptor table instructions are not intercepted")                  \
+  X (HV_VMX_EXIT_LDTR_TR,             "LDTR_TR",             "descriptor table instructions are not intercepted")                  \
+  X (HV_VMX_EXIT_RDTSCP,              "RDTSCP",              "RDTSCP is not intercepted")                                          \
+  X (HV_VMX_EXIT_PREEMPTION_TIMER,    "PREEMPTION_TIMER",    "the preemption timer is off")                                        \
+  X (HV_VMX_EXIT_WBINVD,              "WBINVD",              "WBINVD is not intercepted")                                          \
+  X (HV_VMX_EXIT_APIC_WRITE,          "APIC_WRITE",          "APIC-register virtualization is off")                                \
+  X (HV_VMX_EXIT_RDRAND,              "RDRAND",              "RDRAND is not intercepted")                                          \
+  X (HV_VMX_EXIT_INVPCID,             "INVPCID",             "INVLPG is not intercepted, so neither is INVPCID")                   \
+  X (HV_VMX_EXIT_VMFUNC,              "VMFUNC",              "VM functions are off: VMFUNC raises #UD")                            \
+  X (HV_VMX_EXIT_ENCLS,               "ENCLS",               "ENCLS is not intercepted")                                           \
+  X (HV_VMX_EXIT_RDSEED,              "RDSEED",              "RDSEED is not intercepted")                                          \
+  X (HV_VMX_EXIT_PML_FULL,            "PML_FULL",            "page-modification logging is off")                                   \
+  X (HV_VMX_EXIT_XSAVES,              "XSAVES",              "the XSS-exiting bitmap has only processor trace, which CPUID hides") \
+  X (HV_VMX_EXIT_XRSTORS,             "XRSTORS",             "the XSS-exiting bitmap has only processor trace, which CPUID hides") \
+  X (HV_VMX_EXIT_PCONFIG,             "PCONFIG",             "the PCONFIG-exiting bitmap is 0")                                    \
+  X (HV_VMX_EXIT_SPP,                 "SPP",                 "sub-page permissions are off")                                       \
+  X (HV_VMX_EXIT_UMWAIT,              "UMWAIT",              "RDTSC is not intercepted, so neither is UMWAIT")                     \
+  X (HV_VMX_EXIT_TPAUSE,              "TPAUSE",              "RDTSC is not intercepted, so neither is TPAUSE")                     \
+  X (HV_VMX_EXIT_LOADIWKEY,           "LOADIWKEY",           "LOADIWKEY is not intercepted")                                       \
+  X (HV_VMX_EXIT_ENCLV,               "ENCLV",               "ENCLV is not intercepted")                                           \
+  X (HV_VMX_EXIT_ENQCMD_PASID,        "ENQCMD_PASID",        "PASID translation is off")                                           \
+  X (HV_VMX_EXIT_ENQCMDS_PASID,       "ENQCMDS_PASID",       "PASID translation is off")                                           \
+  X (HV_VMX_EXIT_BUS_LOCK,            "BUS_LOCK",            "bus-lock detection is off")                                          \
+  X (HV_VMX_EXIT_INSTRUCTION_TIMEOUT, "INSTRUCTION_TIMEOUT", "the instruction timeout is off")                                     \
+  X (HV_VMX_EXIT_RDMSRLIST,           "RDMSRLIST",           "MSR-list instructions are off")                                      \
   X (HV_VMX_EXIT_WRMSRLIST,           "WRMSRLIST",           "MSR-list instructions are off")
 
 //

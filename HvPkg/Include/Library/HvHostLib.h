@@ -95,6 +95,16 @@ HvHostWaitNmi (
   );
 
 /**
+  Where HvHostWaitNmi returns: who interrupts it between its look and its HLT goes on here.
+
+  @par Context: Host
+**/
+VOID
+HvHostWaitNmiEnd (
+  VOID
+  );
+
+/**
   Builds the tables that all processors share: the IDT.
 
   @par Context: Host

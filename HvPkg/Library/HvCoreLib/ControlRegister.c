@@ -51,7 +51,7 @@ WriteCr0 (
   UINT32         Parts;
   BOOLEAN        Code64;
 
-  Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL | HV_STATE_SEGMENTS, &State);
+  Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL | HV_STATE_SEGMENTS | HV_STATE_SYSTEM, &State);
   Value   = (Value & (CR0_DEFINED | ~(UINT64)MAX_UINT32)) | HV_CR0_ET;
   Changed = Value ^ State.Cr0;
   Parts   = HV_STATE_CONTROL;
@@ -72,7 +72,8 @@ WriteCr0 (
 
       State.Efer &= ~HV_EFER_LMA;
     } else if ((State.Efer & HV_EFER_LME) != 0) {
-      if (((State.Cr4 & HV_CR4_PAE) == 0) || Code64) {
+      // Nor with a TSS of 16 bits (SDM volume 3, 10.8.5; 27.3.1.2).
+      if (((State.Cr4 & HV_CR4_PAE) == 0) || Code64 || ((State.Segment[HvSegmentTr].Attributes & BIT3) == 0)) {
         return FALSE;
       }
 

@@ -135,6 +135,9 @@ HvOnHypercall (
 
       Vcpu->Regs.Rax = HV_HC_OK;
       Cpu->State     = HvMpNative;
+      // A kick that is on its way is the host's, not the firmware's.
+      Host->Ops->TakeSignal (Cpu, Exit);
+      HvCoreSettleNmis (Cpu, Vcpu);
       InterlockedDecrement (&Host->Status->Virtualised);
       HV_LOG (Cpu->Index, CpuDown, Cpu->Index);
       Host->Ops->Leave (Vcpu);

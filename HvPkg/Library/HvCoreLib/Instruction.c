@@ -149,8 +149,6 @@ FetchBytes (
   HV_GUEST_PAGING  Paging;
   RETURN_STATUS    Status;
 
-  Fetch->Keep    = TRUE;
-  Fetch->Entries = 0;
   HvCoreGuestPaging (Vcpu, State, &Paging);
   Status = HvGuestFetch (&Paging, Linear, FetchRead, Fetch, Bytes, Count, Fault);
   if (Status == RETURN_ACCESS_DENIED) {
@@ -169,6 +167,33 @@ FetchBytes (
 }
 
 ///
+/// Notes what a fetch of the bytes reads that the processor gave by itself: without it the instruction could not be
+/// remembered (a store to the xAPIC page comes again and again).
+///
+STATIC
+VOID
+NoteFetch (
+  IN     HV_VCPU              *Vcpu,
+  IN     CONST HV_VCPU_STATE  *State,
+  IN     UINT64               Linear,
+  IN     CONST UINT8          *Bytes,
+  IN     UINTN                Count,
+  IN OUT FETCH                *Fetch
+  )
+{
+  HV_GUEST_PAGING  Paging;
+  HV_PAGE_FAULT    Fault;
+  UINT8            Read[HV_INSTRUCTION_MAX];
+  UINTN            ReadCount;
+  RETURN_STATUS    Status;
+
+  HvCoreGuestPaging (Vcpu, State, &Paging);
+  Status      = HvGuestFetch (&Paging, Linear, FetchRead, Fetch, Read, &ReadCount, &Fault);
+  Fetch->Keep = (BOOLEAN)(Fetch->Keep && !RETURN_ERROR (Status) && (ReadCount >= Count) &&
+                          (CompareMem (Read, Bytes, Count) == 0));
+}
+
+///
 /// Remembers the instruction that was just decoded for HvCoreKnownInsn, where that can tell whether it is still there:
 /// 64-bit code, few bytes, not more tables than there is room for, a code segment that says the privilege level.
 ///
@@ -184,7 +209,7 @@ Remember (
   UINT16         CsAttributes;
 
   CsAttributes = State->Segment[HvSegmentCs].Attributes;
-  if (!Fetch->Keep || (Fetch->Entries == 0) || (Vcpu->Insn.Mode != 64) || (Vcpu->Insn.Length > HV_KNOWN_BYTES) ||
+  if (!Fetch->Keep || (Fetch->Entries == 0) || (Fetch->Known.Code == NULL) || (Vcpu->Insn.Mode != 64) || (Vcpu->Insn.Length > HV_KNOWN_BYTES) ||
       ((CsAttributes & HV_SEGMENT_CONFORMING) != 0))
   {
     return;
@@ -253,11 +278,14 @@ HvCoreDecode (
   }
 
   ZeroMem (&Fault, sizeof (Fault));
-  Fetch.Host = Cpu->Host;
-  Fetch.Keep = FALSE;
-  Count      = Exit->FetchedCount;
+  Fetch.Host       = Cpu->Host;
+  Fetch.Keep       = TRUE;
+  Fetch.Entries    = 0;
+  Fetch.Known.Code = NULL;
+  Count            = Exit->FetchedCount;
   if (Count > 0) {
     CopyMem (Bytes, Exit->Fetched, Count);
+    NoteFetch (Vcpu, &State, Linear, Bytes, Count, &Fetch);
   } else if (!FetchBytes (Cpu, Vcpu, &State, Linear, &Fetch, Bytes, &Count, &Fault)) {
     return NULL;
   }
@@ -287,10 +315,11 @@ HvCoreRetire (
   )
 {
   CONST HV_INSN  *Insn;
+  HV_VCPU_STATE  State;
+  UINT64         Next;
 
-  if (Exit->NextRip != 0) {
-    Vcpu->Regs.Rip = Exit->NextRip;
-  } else {
+  Next = Exit->NextRip;
+  if (Next == 0) {
     if (Length == 0) {
       Insn = HvCoreDecode (Cpu, Vcpu, Exit);
       if (Insn == NULL) {
@@ -300,9 +329,18 @@ HvCoreRetire (
       Length = Insn->Length;
     }
 
-    Vcpu->Regs.Rip += Length;
+    Next = Vcpu->Regs.Rip + Length;
   }
 
+  if (RShiftU64 (Next ^ Vcpu->Regs.Rip, 32) != 0) {
+    // Outside of 64-bit code EIP wraps, and no entry takes more (SDM 27.3.1.4).
+    Cpu->Host->Ops->StateGet (Vcpu, HV_STATE_CONTROL | HV_STATE_CODE, &State);
+    if (((State.Efer & HV_EFER_LMA) == 0) || ((State.Segment[HvSegmentCs].Attributes & HV_SEGMENT_LONG) == 0)) {
+      Next = (UINT32)Next;
+    }
+  }
+
+  Vcpu->Regs.Rip = Next;
   HvCoreRetireInPlace (Vcpu);
 }
 

@@ -43,6 +43,33 @@ HvCoreIsRam (
   return FALSE;
 }
 
+///
+/// Where a mapping has to stop in front of the next unit of an IOMMU, or go on behind the one it begins in.
+///
+STATIC
+BOOLEAN
+StopsAtUnit (
+  IN     CONST HV_HOST  *Host,
+  IN OUT UINT64         *Base,
+  IN OUT UINT64         *End
+  )
+{
+  UINT32  Index;
+
+  for (Index = 0; Index < Host->IommuCount; Index++) {
+    if ((*Base >= Host->Iommu[Index].Base) && (*Base < Host->Iommu[Index].End)) {
+      *Base = Host->Iommu[Index].End;
+      return TRUE;
+    }
+
+    if (Host->Iommu[Index].Base > *Base) {
+      *End = MIN (*End, Host->Iommu[Index].Base);
+    }
+  }
+
+  return FALSE;
+}
+
 RETURN_STATUS
 HvCoreMapIdentity (
   IN     CONST HV_HOST  *Host,
@@ -53,10 +80,17 @@ HvCoreMapIdentity (
 {
   RETURN_STATUS  Status;
   UINT64         PieceEnd;
+  UINT64         UnitAt;
   UINT32         Attributes;
   UINT8          Type;
 
   while (Base < End) {
+    PieceEnd = End;
+    if (StopsAtUnit (Host, &Base, &PieceEnd)) {
+      continue;
+    }
+
+    UnitAt = PieceEnd;
     // A leaf must not span two memory types (SDM volume 3, 11.11.9; APM2 7.7.4), so each uniform piece is mapped
     // by itself.
     Status = HvMemoryTypeGet (&Host->Mtrrs, Host->AddressBits, Base, &Type, &PieceEnd);
@@ -64,7 +98,7 @@ HvCoreMapIdentity (
       return Status;
     }
 
-    PieceEnd   = MIN (PieceEnd, End);
+    PieceEnd   = MIN (PieceEnd, UnitAt);
     Attributes = HV_PAGE_RWX | HV_PAGE_TYPE_WB;
     if ((Vm->Nested.Format == HvPagingEpt4) || (Vm->Nested.Format == HvPagingEpt5)) {
       // With EPT the MTRRs have no say of their own; with NPT they have (SDM volume 3, 28.3.7.2; APM2 15.25.8).

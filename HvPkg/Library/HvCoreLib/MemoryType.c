@@ -103,7 +103,8 @@ Retype (
   Limit = LShiftU64 (1, Nested->AddressBits);
   for (Address = 0; Address < Limit; Address = End) {
     if (HvCoreIsHostMemory (Host, Address)) {
-      End = Host->Base + Host->Bytes;
+      // The block, or the registers of an IOMMU.
+      End = (Address - Host->Base < Host->Bytes) ? Host->Base + Host->Bytes : Address + EFI_PAGE_SIZE;
       continue;
     }
 

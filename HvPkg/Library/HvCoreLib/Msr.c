@@ -144,6 +144,7 @@ WriteApicBase (
   }
 
   Value       = AsmReadMsr64 (HV_MSR_APIC_BASE);
+  Cpu->Bsp    = (BOOLEAN)((Value & HV_APIC_BASE_BSP) != 0); // it moves (MP services, SwitchBSP)
   Cpu->X2Apic = (BOOLEAN)((Value & HV_APIC_BASE_EXTD) != 0);
   if (((Value & HV_APIC_BASE_EN) == 0) || Cpu->X2Apic) {
     // The way back to xAPIC mode begins with the registers of a reset (SDM volume 3, 11.12.5.1).
@@ -168,6 +169,22 @@ WriteMasked (
   UINT64  Old;
 
   return (BOOLEAN)(HvHostReadMsr (Msr, &Old) && (((Old ^ Value) & ~Mask) == 0) && HvHostWriteMsr (Msr, Value));
+}
+
+///
+/// An MSR in which the root may not set the bits of Mask.
+///
+STATIC
+BOOLEAN
+WriteClearOnly (
+  IN UINT32  Msr,
+  IN UINT64  Value,
+  IN UINT64  Mask
+  )
+{
+  UINT64  Old;
+
+  return (BOOLEAN)(HvHostReadMsr (Msr, &Old) && ((Value & ~Old & Mask) == 0) && HvHostWriteMsr (Msr, Value));
 }
 
 ///
@@ -262,6 +279,12 @@ HvOnWrmsr (
       break;
     case HV_MSR_SYSCFG:
       Taken = WriteMasked (Msr, Value, SYSCFG_ROOT);
+      break;
+    case HV_MSR_TEST_CTRL:
+      Taken = WriteMasked (Msr, Value, ~HV_TEST_CTRL_UC_LOCK);
+      break;
+    case HV_MSR_MISC_ENABLE:
+      Taken = WriteClearOnly (Msr, Value, HV_MISC_ENABLE_LIMIT_CPUID | HV_MISC_ENABLE_XD_DISABLE);
       break;
     default:
       Taken = WriteByRule (Cpu, Vcpu, Msr, Value);

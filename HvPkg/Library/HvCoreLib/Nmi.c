@@ -134,10 +134,9 @@ HvOnNmi (
   IN     HV_EXIT  *Exit
   )
 {
-  if (Exit->Kind == HvExitKick) {
-    HvCoreMail (Cpu, Vcpu);
-  }
-
+  // Also without a kick: a redirected INIT that came with this NMI has posted into the own mailbox, and who finds mail
+  // there does not kick.
+  HvCoreMail (Cpu, Vcpu);
   TryInject (Cpu, Vcpu);
 }
 

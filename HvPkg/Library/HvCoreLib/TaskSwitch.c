@@ -381,6 +381,11 @@ TakeRegisters (
     Flags |= HV_RFLAGS_NT;
   }
 
+  if ((Task->Vcpu->Regs.Rflags & HV_RFLAGS_VM) != 0) {
+    // What CS keeps until it is loaded has to be a code segment outside of virtual 8086 mode (SDM 27.3.1.2).
+    State->Segment[HvSegmentCs].Attributes |= TYPE_CODE;
+  }
+
   Task->Vcpu->Regs.Rflags = Flags;
   Task->Vcpu->Regs.Rip    = Field (Image, Layout->Ip, Layout->Width);
   for (Index = 0; Index < 8; Index++) {
@@ -570,16 +575,13 @@ LoadSegments (
   STATIC CONST UINT8  Order[] = { HvSegmentSs, HvSegmentDs, HvSegmentEs, HvSegmentFs, HvSegmentGs };
   UINTN               Index;
 
-  if (!LoadLdtr (Task)) {
-    return FALSE;
-  }
-
   if ((Task->Vcpu->Regs.Rflags & HV_RFLAGS_VM) != 0) {
+    // First: whatever fails, an entry takes no other segments with EFLAGS.VM (SDM 27.3.1.2).
     LoadSegments86 (Task);
-    return TRUE;
+    return LoadLdtr (Task);
   }
 
-  if (!LoadSegment (Task, HvSegmentCs)) {
+  if (!LoadLdtr (Task) || !LoadSegment (Task, HvSegmentCs)) {
     return FALSE;
   }
 

@@ -63,6 +63,15 @@ HvHostShutdown (
 {
   IA32_DESCRIPTOR  Idtr;
 
+  // A platform may answer a shutdown with INIT, which VMX root operation blocks (SDM 24.8), and GIF = 0 or R_INIT keep
+  // from the processor (APM2 15.17, 15.30.1).
+  if ((AsmReadCr4 () & HV_CR4_VMXE) != 0) {
+    __asm__ __volatile__ ("vmxoff" : : : "cc");
+  } else if ((AsmReadMsr64 (HV_MSR_EFER) & HV_EFER_SVME) != 0) {
+    HvHostWriteMsr (HV_MSR_VM_CR, AsmReadMsr64 (HV_MSR_VM_CR) & ~HV_VM_CR_R_INIT);
+    __asm__ __volatile__ ("stgi");
+  }
+
   // No gate can be read, so the exception becomes a triple fault (SDM volume 3, 6.15, interrupt 8).
   Idtr.Base  = 0;
   Idtr.Limit = 0;
@@ -97,6 +106,10 @@ HvHostException (
   if (Frame->Vector == HV_VECTOR_SX) {
     // A redirected INIT (APM2 15.28, 15.30.1): it waits in the mailbox like one that was sent through us.
     HvMailboxPostInit (&Cpu->Mailbox);
+    if ((Frame->Rip >= (UINTN)HvHostWaitNmi) && (Frame->Rip < (UINTN)HvHostWaitNmiEnd)) {
+      Frame->Rip = (UINTN)HvHostWaitNmiEnd; // not into the HLT behind a look that saw no mail
+    }
+
     return;
   }
 

@@ -228,6 +228,33 @@ SvmStateGet (
   }
 }
 
+///
+/// Whether the VMM has to flush the guest's translations for a change that it makes (APM2 15.16, Software Rule).
+///
+STATIC
+BOOLEAN
+ChangesPaging (
+  IN CONST HV_VMCB_SAVE   *Save,
+  IN CONST HV_VCPU_STATE  *State
+  )
+{
+  CONST UINT64  Cr0  = HV_CR0_PG | HV_CR0_WP | HV_CR0_CD | HV_CR0_NW;
+  CONST UINT64  Cr4  = HV_CR4_PGE | HV_CR4_PAE | HV_CR4_PSE;
+  CONST UINT64  Efer = HV_EFER_NXE | HV_EFER_LMA | HV_EFER_LME;
+
+  return (BOOLEAN)((((Save->Cr0 ^ State->Cr0) & Cr0) != 0) || (Save->Cr3 != State->Cr3) ||
+                   (((Save->Cr4 ^ State->Cr4) & Cr4) != 0) || (((Save->Efer ^ State->Efer) & Efer) != 0));
+}
+
+STATIC
+VOID
+SvmFlush (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  Vmcb (Vcpu)->Control.TlbControl = HV_SVM_TLB_FLUSH_ALL;
+}
+
 STATIC
 VOID
 SvmStateSet (
@@ -267,6 +294,10 @@ SvmStateSet (
   }
 
   if ((Mask & HV_STATE_CONTROL) != 0) {
+    if (ChangesPaging (Save, State)) {
+      SvmFlush (Vcpu);
+    }
+
     Save->Cr0  = State->Cr0;
     Save->Cr3  = State->Cr3;
     Save->Cr4  = State->Cr4;
@@ -366,6 +397,7 @@ SvmGuardPorts (
   Control = &Vmcb (Vcpu)->Control;
   HvCoreMarkPorts (&Vcpu->Cpu->Host->Sleep, (UINT8 *)(UINTN)Control->IopmBase);
   Control->Intercept3 |= HV_SVM_INTERCEPT3_IOIO_PROT;
+  Changed (Vcpu, HV_SVM_CLEAN_INTERCEPTS | HV_SVM_CLEAN_PERMISSION_MAPS);
 }
 
 STATIC
@@ -786,15 +818,6 @@ SvmInterceptDebug (
   }
 
   Changed (Vcpu, HV_SVM_CLEAN_INTERCEPTS);
-}
-
-STATIC
-VOID
-SvmFlush (
-  IN OUT HV_VCPU  *Vcpu
-  )
-{
-  Vmcb (Vcpu)->Control.TlbControl = HV_SVM_TLB_FLUSH_ALL;
 }
 
 STATIC

@@ -197,6 +197,7 @@ VmxRefuses (
   if (Vcpu->Cpu->Entered == HV_ENTERED_NEVER) {
     // The rules look at it, and the switch writes it as its last step.
     VmxWrite (HV_VMCS_HOST_RSP, Vcpu->Cpu->StackTop);
+    VmxVcpu (Vcpu)->HostRsp = 0;
     if (Vcpu->Cpu->Index == Host->CorruptCpu) {
       Corrupt (Host->Corrupt);
     }

@@ -72,8 +72,6 @@ STATIC CONST VMX_CONTROL_ROW  mControls[] = {
   CONTROL (Proc2, Forbidden, HV_VMX_PROC2_DESCRIPTOR_TABLES, "no-descriptor-table-exiting",
            "the tables are the guest's own")
 
-  GATE (Proc3, HV_VMX_PROC3_MSR_LIST, "msr-list", "without it RDMSRLIST and WRMSRLIST raise #UD",
-        HV_CPUID_7, 1, HV_CPUID_REG_EAX, HV_CPUID_7_1_EAX_MSRLIST)
 
   CONTROL (Exit, Required, HV_VMX_EXIT_CTL_HOST_64, "exit-host-64", "the host runs in 64-bit mode")
   CONTROL (Exit, Required, HV_VMX_EXIT_CTL_SAVE_DEBUG, "exit-save-debug", "DR7 and IA32_DEBUGCTL are the root's")

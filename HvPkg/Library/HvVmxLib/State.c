@@ -386,7 +386,9 @@ WriteControls (
   VmxWrite (HV_VMCS_VPID, Vmx->Vpid);
   VmxWrite (HV_VMCS_LINK_POINTER, MAX_UINT64);
   if ((Controls->Word[VmxWordProc2] & HV_VMX_PROC2_XSAVES) != 0) {
-    VmxWrite (HV_VMCS_XSS_EXITING_BITMAP, 0);
+    // XRSTORS of the processor trace's component would load its MSRs past the MSR bitmap, and with them an output
+    // address past the nested tables (SDM volume 1, 13.5.6).
+    VmxWrite (HV_VMCS_XSS_EXITING_BITMAP, HV_XSS_PT);
   }
 
   if ((Controls->Word[VmxWordProc2] & HV_VMX_PROC2_PCONFIG) != 0) {

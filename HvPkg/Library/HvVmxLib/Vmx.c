@@ -508,7 +508,7 @@ IsOrdinary (
 }
 
 ///
-/// Goes behind an instruction. FALSE: not here.
+/// Goes behind an instruction. FALSE: not here, also where EIP may have to wrap.
 ///
 STATIC HV_INLINE
 BOOLEAN
@@ -516,14 +516,20 @@ MoveOn (
   VOID
   )
 {
+  UINT64  Length;
+  UINT64  Next;
+
   if (!IsOrdinary ()) {
     return FALSE;
   }
 
-  VmxWrite (
-    HV_VMCS_GUEST_RIP,
-    VmxReadBasic (HV_VMCS_GUEST_RIP) + VmxReadBasic (HV_VMCS_EXIT_INSTRUCTION_LENGTH)
-    );
+  Length = VmxReadBasic (HV_VMCS_EXIT_INSTRUCTION_LENGTH);
+  Next   = VmxReadBasic (HV_VMCS_GUEST_RIP) + Length;
+  if ((UINT32)Next < (UINT32)Length) {
+    return FALSE;
+  }
+
+  VmxWrite (HV_VMCS_GUEST_RIP, Next);
   return TRUE;
 }
 
@@ -598,6 +604,7 @@ VmxEnter (
     if (Result == VMX_SWITCH_NMI) {
       // The host has taken and counted it already; what is queued for the guest stays queued. VmxQuick may have
       // dealt with exits before.
+      VmxVcpu (Vcpu)->Launched |= (BOOLEAN)(Vcpu->Cpu->Entered != HV_ENTERED_NEVER);
       Vcpu->Regs.Rsp    = VmxRead (HV_VMCS_GUEST_RSP);
       Vcpu->Regs.Rip    = VmxRead (HV_VMCS_GUEST_RIP);
       Vcpu->Regs.Rflags = VmxRead (HV_VMCS_GUEST_RFLAGS);
@@ -623,6 +630,7 @@ VmxEnter (
   }
 
   VmxVcpu (Vcpu)->Launched = TRUE;
+  Vcpu->Cpu->Entered       = HV_ENTERED_RAN;
   Vcpu->Regs.Rsp           = VmxRead (HV_VMCS_GUEST_RSP);
   Vcpu->Regs.Rip           = VmxRead (HV_VMCS_GUEST_RIP);
   Vcpu->Regs.Rflags        = VmxRead (HV_VMCS_GUEST_RFLAGS);

@@ -867,11 +867,12 @@ PrepareCpuid (
   VOID
   )
 {
-  STATIC CONST UINT32  Leaves[] = { 0, 0x80000000, 7 };
+  STATIC CONST UINT32  Leaves[][2] = { { 0, 0 }, { 0x80000000, 0 }, { 7, 0 }, { 7, 1 }, { 0xD, 1 } };
   UINTN                Index;
 
   for (Index = 0; Index < ARRAY_SIZE (Leaves); Index++) {
-    gFake.Leaf[Index].Leaf = Leaves[Index];
+    gFake.Leaf[Index].Leaf    = Leaves[Index][0];
+    gFake.Leaf[Index].SubLeaf = Leaves[Index][1];
     SetMem (gFake.Leaf[Index].Registers, sizeof (gFake.Leaf[Index].Registers), 0xFF);
   }
 

@@ -57,6 +57,35 @@ STATIC HV_HOST  mHost;
 STATIC HV_CPU   mCpu = { .Host = &mHost };
 STATIC HV_VCPU  mVcpu = { .Cpu = &mCpu };
 
+VOID
+HvCoreMarkPorts (
+  IN  CONST HV_SLEEP  *Sleep,
+  OUT UINT8           *Map
+  )
+{
+}
+
+/* Sets a control register to what it is, but for one bit. */
+VOID
+HvTestFlip (
+  IN OUT VOID         *Block,
+  IN     CONST CHAR8  *Register,
+  IN     UINT32       Bit
+  )
+{
+  HV_VCPU_STATE  State;
+  UINT64         *Value;
+
+  HvSvmConstructor ();
+  mVcpu.Hw = Block;
+  gOps->StateGet (&mVcpu, HV_STATE_CONTROL, &State);
+  Value = (Register[0] == 'E') ? &State.Efer :
+          (Register[2] == '0') ? &State.Cr0 :
+          (Register[2] == '3') ? &State.Cr3 : &State.Cr4;
+  *Value ^= 1ULL << Bit;
+  gOps->StateSet (&mVcpu, HV_STATE_CONTROL, &State);
+}
+
 /* Carries out one change; State is taken byte by byte from what the test gives. */
 VOID
 HvTestChange (
@@ -87,6 +116,9 @@ HvTestChange (
       break;
     case 'f':
       gOps->Flush (&mVcpu);
+      break;
+    case 'g':
+      gOps->GuardPorts (&mVcpu);
       break;
   }
 }

@@ -142,16 +142,16 @@ def test_what_a_hypervisor_below_offers_is_hidden(core: Core, leaf_number: int, 
 def test_virtualization_is_hidden_and_cr4_is_mirrored(core: Core, ecx1: int, ecx7: int, amd: int, cr4: int) -> None:
     fake = core.reset()
     fake.Fake[0].State.Cr4 = cr4
-    leaf(core, 1, 0, 11, 22, ecx1, 33)
+    leaf(core, 1, 0, 11, 22, ecx1, 1 << 21 | 33)
     leaf(core, 7, 0, 1, 2, ecx7, 3)
-    leaf(core, 7, 1, 1, 2, ecx7, 3)
+    leaf(core, 7, 1, ecx7, 2, ecx7, 3)
     leaf(core, 0x80000001, 0, 5, 6, amd, 7)
     leaf(core, 0x8000000A, 0, 1, 2, 3, 4)
-    # VMX (5) and SMX (6) are off, the hypervisor bit (31) is on, OSXSAVE (27) is CR4's.
-    expected = ecx1 & ~(1 << 5 | 1 << 6 | 1 << 27) | 1 << 31 | (1 << 27 if cr4 & OSXSAVE else 0)
-    assert cpuid(core, 1) == (11, 22, expected, 33)
+    # VMX (5), SMX (6) and the debug store (2, 4, EDX 21) are off, the hypervisor bit (31) is on, OSXSAVE (27) is CR4's.
+    expected = ecx1 & ~(1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 27) | 1 << 31 | (1 << 27 if cr4 & OSXSAVE else 0)
+    assert cpuid(core, 1) == (11, 22, expected, 33 & ~(1 << 21))
     assert cpuid(core, 7, 0) == (1, 2, ecx7 & ~(1 << 4) | (1 << 4 if cr4 & PKE else 0), 3)
-    assert cpuid(core, 7, 1) == (1, 2, ecx7, 3)
+    assert cpuid(core, 7, 1) == (ecx7 & ~(1 << 17 | 1 << 27), 2, ecx7, 3), "FRED and RDMSRLIST"
     assert cpuid(core, 0x80000001) == (5, 6, amd & ~(1 << 2 | 1 << 12), 7)
     assert cpuid(core, 0x8000000A) == (0, 0, 0, 0)
 
@@ -592,6 +592,27 @@ def test_syscfg_may_change_the_fixed_mtrrs_only(core: Core, value: int) -> None:
     assert core.writes("MsrWrite") == ([(0xC0010010, value)] if good else [])
 
 
+@pytest.mark.parametrize(
+    ("number", "old", "value", "good"),
+    [
+        (0x33, 0, 1 << 29, True),
+        (0x33, 0, 1 << 28, False),
+        (0x33, 1 << 28, 1 << 28 | 1 << 29, True),
+        (0x33, 1 << 28, 0, False),
+        (0x1A0, 1 << 34 | 1 << 22 | 1, 1, True),
+        (0x1A0, 1, 1 << 34 | 1, False),
+        (0x1A0, 1, 1 << 22 | 1, False),
+        (0x1A0, 1 << 34, 1 << 34 | 1 << 18, True),
+    ],
+)
+def test_bits_that_the_host_needs_stay_as_they_are(core: Core, number: int, old: int, value: int, good: bool) -> None:
+    core.reset()
+    backend(core, VMX)
+    msr(core, number, old)
+    assert wrmsr(core, number, value) == good
+    assert core.writes("MsrWrite") == ([(number, value)] if good else [])
+
+
 @pytest.mark.parametrize("change", [1 << 18, 1 << 19, 3 << 18, 1 << 20, 1 << 21, 1 << 23, 1 << 24, 0])
 def test_each_bit_of_syscfg(core: Core, change: int) -> None:
     core.reset()
@@ -633,9 +654,10 @@ def test_apic_base(core: Core) -> None:
     assert core.writes("MsrWrite") == []
     assert not fake.Cpu[0].X2Apic
     assert wrmsr(core, APIC_BASE, base | enabled | extd | bsp)
-    assert fake.Cpu[0].X2Apic
-    assert wrmsr(core, APIC_BASE, base | enabled | bsp)
+    assert fake.Cpu[0].X2Apic and fake.Cpu[0].Bsp
+    assert wrmsr(core, APIC_BASE, base | enabled)
     assert not fake.Cpu[0].X2Apic
+    assert not fake.Cpu[0].Bsp, "another one is the boot processor now"
 
 
 # Events on top of events.
@@ -766,6 +788,23 @@ def test_retirement(core: Core, flags: int, shadow: bool, length: int, stepping:
     else:
         assert exception(core) is None
         assert state.Dr6 == 0xFFFF0FF0
+
+
+@pytest.mark.parametrize("by_processor", [False, True])
+@pytest.mark.parametrize(
+    ("lma", "long", "after"),
+    [(True, True, 0x1_0000_0000), (True, False, 0), (False, False, 0), (False, True, 0)],
+    ids=["64-bit", "compatibility", "32-bit", "32-bit, reserved L"],
+)
+def test_eip_wraps_where_it_is_not_rip(core: Core, by_processor: bool, lma: bool, long: bool, after: int) -> None:
+    """CPUID at FFFFFFFEh, where a user program can be: outside of 64-bit code no entry takes a RIP above 4 GiB."""
+    fake = core.reset()
+    vcpu, state = fake.Vcpu[0], fake.Fake[0].State
+    state.Efer = LMA | LME if lma else 0
+    state.Segment[core.lib.HvSegmentCs].Attributes = 0xC9B & ~(0x400 if long else 0) | (0x200 if long else 0)
+    vcpu.Regs.Rip = 0xFFFFFFFE
+    core.run(core.exit("Cpuid", NextRip=0x1_0000_0000) if by_processor else core.exit("Cpuid", code=CPUID_CODE))
+    assert vcpu.Regs.Rip == after
 
 
 def test_an_instruction_that_cannot_be_decoded_is_refused(core: Core) -> None:

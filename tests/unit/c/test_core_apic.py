@@ -409,6 +409,15 @@ def test_an_application_processor_is_reset_waits_and_starts(core: Core, vector: 
     assert not vcpu.NmiPending
 
 
+def test_an_init_that_came_with_a_real_nmi_is_seen(core: Core) -> None:
+    """It was redirected to #SX, which posts it at its own processor: nobody kicks."""
+    fake = core.reset(2)
+    used(core, 1)
+    core.lib.HvMailboxPostInit(core.ffi.addressof(fake.Cpu[1], "Mailbox"))
+    assert core.run(core.exit("Nmi"), cpu=1) == core.lib.HvFakeWaiting
+    assert fake.Cpu[1].State == core.lib.HvMpWaitForSipi
+
+
 def test_a_running_processor_ignores_a_sipi(core: Core) -> None:
     fake = core.reset(2)
     fake.Vcpu[1].Regs.Rip = 0x1234

@@ -49,8 +49,9 @@ def write(core: Core, value: int, number: int = 0) -> bool:
     cr4=st.sets(st.sampled_from((PAE, PCIDE, CET))).map(word),
     lme=st.booleans(),
     code64=st.booleans(),
+    tss16=st.booleans(),
 )
-def test_cr0(core: Core, old: int, value: int, cr4: int, lme: bool, code64: bool) -> None:
+def test_cr0(core: Core, old: int, value: int, cr4: int, lme: bool, code64: bool, tss16: bool) -> None:
     fake = core.reset()
     state = fake.Fake[0].State
     fake.Cr0 = HOST_CR0
@@ -58,6 +59,7 @@ def test_cr0(core: Core, old: int, value: int, cr4: int, lme: bool, code64: bool
     state.Cr0, state.Cr4, state.Cr3 = old | ET, cr4, int(core.lib.HvFakeRam(0x1000))
     state.Efer = (LME if lme else 0) | (LMA if long_before else 0)
     state.Segment[core.lib.HvSegmentCs].Attributes = CODE | (LONG if code64 else 0)
+    state.Segment[core.lib.HvSegmentTr].Attributes = 0x83 if tss16 else 0x8B
 
     enters, leaves = not old & PG and value & PG, old & PG and not value & PG
     good = not (
@@ -65,7 +67,7 @@ def test_cr0(core: Core, old: int, value: int, cr4: int, lme: bool, code64: bool
         or (value & PG and not value & PE)
         or (value & NW and not value & CD)
         or (not value & WP and cr4 & CET)
-        or (enters and lme and (not cr4 & PAE or code64))
+        or (enters and lme and (not cr4 & PAE or code64 or tss16))
         or (leaves and (cr4 & PCIDE or (long_before and code64)))
     )
     assert write(core, value) == good

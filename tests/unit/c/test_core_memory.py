@@ -4,7 +4,7 @@
 import pytest
 
 from tests.unit.c.core_host import CData, Core
-from tests.unit.c.test_core_memory_type import BITS, GIB, PLENTY, machine
+from tests.unit.c.test_core_memory_type import BITS, GIB, HOST, PLENTY, machine
 
 RIP = 0x1000
 WRITE, FETCH, PRESENT = 2, 4, 1
@@ -41,6 +41,27 @@ def test_what_no_mapping_can_have_is_refused(core: Core, address: int, flags: in
     machine(core, PLENTY)
     touch(core, address, flags)
     assert refused(core) and [name for name, _ in core.log()] == ["NpfUnexpected"]
+
+
+def test_a_mapping_on_demand_leaves_out_the_registers_of_an_iommu(core: Core) -> None:
+    """They were hidden in a piece that is otherwise absent."""
+    machine(core, PLENTY)
+    host = core.lib.gFake.Host
+    for index, base in enumerate((4 * GIB, 4 * GIB + 0x10000)):
+        host.Iommu[index].Base, host.Iommu[index].End = base, base + 0x4000
+    host.IommuCount = 2
+    nested = core.ffi.addressof(host.Root, "Nested")
+    assert core.lib.HvPagingMap(nested, 4 * GIB + 0x10000, HOST, 4096, 5 | 6 << 8) == 0
+    assert touch(core, 4 * GIB + 0x8000).HostAddress == 4 * GIB + 0x8000
+    leaf = core.ffi.new("HV_PAGING_LEAF *")
+    for offset, address in ((0xFFFF, 4 * GIB + 0xFFFF), (0x14000, 4 * GIB + 0x14000), (GIB - 1, 5 * GIB - 1)):
+        core.lib.HvPagingQuery(nested, 4 * GIB + offset, leaf)
+        assert leaf.Present and leaf.HostAddress == address
+    for offset in (0, 0x3FFF, 0x13FFF):
+        core.lib.HvPagingQuery(nested, 4 * GIB + offset, leaf)
+        assert not leaf.Present, hex(offset)
+    core.lib.HvPagingQuery(nested, 4 * GIB + 0x10000, leaf)
+    assert leaf.Present and leaf.HostAddress == HOST
 
 
 def test_without_a_page_the_root_gets_gp_and_nothing_else_breaks(core: Core) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause-Patent
 """EPT after any sequence of MTRR changes, against a model that looks at one page at a time."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -141,3 +142,18 @@ def test_the_first_two_mib_are_small_pages_where_the_fixed_ranges_differ(core: C
     for address in range(0, 2 * MIB, PAGE):
         assert core.lib.HvPagingQuery(nested, address, leaf) == 0 and leaf.Level == 1
         assert int(leaf.Attributes) >> 8 & 7 == (UC if 0xA0000 <= address < 0xC0000 else WB)
+
+
+@pytest.mark.parametrize("unit", [WINDOW - 4 * PAGE, GIB], ids=["behind the host", "far behind it"])
+def test_registers_of_an_iommu_do_not_send_the_walk_back(core: Core, unit: int) -> None:
+    """They are host memory that is not in the host's block."""
+    machine(core, PLENTY)
+    fake = core.lib.gFake
+    fake.Host.Iommu[0].Base, fake.Host.Iommu[0].End = unit, unit + 4 * PAGE
+    fake.Host.IommuCount = 1
+    set_msr(core, DEF, ENABLE | UC)
+    leaf = core.ffi.new("HV_PAGING_LEAF *")
+    nested = core.ffi.addressof(fake.Host.Root, "Nested")
+    for address, kind in ((unit - 1, UC), (unit, WB), (unit + 4 * PAGE - 1, WB), (unit + 4 * PAGE, UC)):
+        core.lib.HvPagingQuery(nested, address, leaf)
+        assert int(leaf.Attributes) >> 8 & 7 == kind, hex(address)

@@ -353,6 +353,29 @@ def test_virtual_8086_mode(core: Core) -> None:
         assert (segment.Limit, segment.Attributes) == (0xFFFF, 0xF3)
 
 
+def test_a_fault_on_the_way_to_virtual_8086_mode(core: Core) -> None:
+    machine = Machine(core)
+    bases = [0x1000, 0x2000, 0x3000, 0x4000, 0x5000, 0x6000]
+    machine.image = TSS32.image(machine.values, 0x100, NEW_FLAGS | VM, bases, DATA)
+    machine.run(JMP)
+    assert machine.raised() == (TS, DATA) and machine.regs.Rflags & VM and machine.state.Cpl == 3
+    for index in range(6):
+        segment = machine.state.Segment[index]
+        assert (segment.Base, segment.Attributes) == (segment.Selector << 4, 0xF3), "no entry takes another one"
+
+
+def test_a_fault_on_the_way_from_virtual_8086_mode(core: Core) -> None:
+    machine = Machine(core)
+    machine.regs.Rflags |= VM
+    machine.state.Cpl = 3
+    for index in range(6):
+        machine.state.Segment[index].Attributes = 0xF3
+    machine.image = TSS32.image(machine.values, NEW_RIP, NEW_FLAGS, SELECTORS, DATA)
+    machine.run(JMP)
+    assert machine.raised() == (TS, DATA) and not machine.regs.Rflags & VM
+    assert machine.state.Segment[1].Attributes & 0x98 == 0x98, "a code segment, or no entry takes it"
+
+
 def test_the_trap_flag_of_the_tss(core: Core) -> None:
     machine = Machine(core)
     machine.image[0x64] = 1

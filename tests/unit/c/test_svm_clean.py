@@ -61,7 +61,7 @@ def bit_of(at: int) -> str | None:
 
 
 CHANGES = [("s", 1 << bit) for bit in (0, 1, 2, 3, 4, 5, 6, 7)] + [("s", 0xFF)]
-CHANGES += [(what, on) for what in "id" for on in (0, 1)] + [("t", 0), ("f", 0)]
+CHANGES += [(what, on) for what in "id" for on in (0, 1)] + [("t", 0), ("f", 0), ("g", 0)]
 
 
 @pytest.mark.parametrize(("what", "mask"), CHANGES)
@@ -72,6 +72,22 @@ def test_each_field_that_is_changed_clears_its_bit(svm: ctypes.CDLL, what: str, 
         assert needed <= cleared
         if what == "s":
             assert written and cleared == needed
+
+
+# APM2 15.16, Software Rule: what a VMM changes only together with a flush. Offset and bit of each.
+PAGING = {
+    "CR0": (16, 29, 30, 31), "CR3": tuple(range(12, 52)), "CR4": (4, 5, 7), "EFER": (8, 10, 11),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("register", PAGING)
+def test_what_changes_paging_flushes_the_guests_translations(svm: ctypes.CDLL, register: str) -> None:
+    for bit in range(64):
+        block = (ctypes.c_uint8 * vmcb.OFFSETS["HV_VMCB_SIZE"])()
+        svm.HvTestFlip(block, register.encode(), bit)
+        flushed = block[vmcb.OFFSETS["HV_VMCB_CONTROL_TLB_CONTROL"]] == C["HV_SVM_TLB_FLUSH_ALL"]
+        assert flushed or bit not in PAGING[register], bit
+        assert not flushed or bit in PAGING[register] or register == "CR3", bit
 
 
 def test_the_bits_are_those_of_the_table() -> None:

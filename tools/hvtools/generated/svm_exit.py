@@ -86,7 +86,7 @@ EXITS: dict[int, str] = {
     0x4F: "EXCEPTION_15",
     0x50: "EXCEPTION_16",
     0x51: "EXCEPTION_17",
-    0x52: "EXCEPTION_18",
+    0x52: "EXCEPTION_MC",
     0x53: "EXCEPTION_19",
     0x54: "EXCEPTION_20",
     0x55: "EXCEPTION_21",
@@ -184,6 +184,7 @@ EXITS: dict[int, str] = {
 
 KINDS: dict[int, str] = {
     0x41: "HvExitDb",
+    0x52: "HvExitShutdown",
     0x61: "HvExitNmi",
     0x62: "HvExitSmi",
     0x63: "HvExitInit",

@@ -103,6 +103,8 @@ WaitBegin:
     cmp     dword [rdi], 0
     jne     WaitEnd
     hlt
+global ASM_PFX(HvHostWaitNmiEnd)
+ASM_PFX(HvHostWaitNmiEnd):
 WaitEnd:
     ret
 
