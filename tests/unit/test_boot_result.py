@@ -163,11 +163,55 @@ def application(text: str, **changes: Any) -> BootResult:  # noqa: ANN401
 
 
 def test_an_application_is_judged_by_its_status() -> None:
-    text = "hvboot: run-begin\nhello\nhvboot: run-end 0x{:X}\n" + STATUS.format(cpus=2)
+    text = "hvboot: run-begin\nhello\nhvboot: run-end 0x{:X}\n" + shell_check()
     good = application(text.format(0))
     assert good.failures == []
     assert good.as_json()["run"] == {"file": "X.efi", "status": 0, "output": "hello\n"}
     assert application(text.format(21)).failures == ["X.efi returned 0x15"]
+
+
+def shell_check(foreign: int | None = None, virtualised: int = 2) -> str:
+    """What HvStatus prints behind an EFI program, with one processor that is not under the hypervisor."""
+    lines = [cpu_line("shell", cpu) for cpu in range(2)]
+    if foreign is not None:
+        lines[foreign] = cpu_line("shell", foreign, svm=1, signature="AuthenticAMD")
+    return "".join(lines) + STATUS.format(cpus=2).replace("virtualised=2", f"virtualised={virtualised}")
+
+
+RAN = "hvboot: run-begin\nhvboot: run-end 0x0\n"
+
+
+def test_processors_are_checked_behind_an_application() -> None:
+    assert application(RAN + shell_check()).failures == []
+    assert application(RAN + shell_check(foreign=1, virtualised=1)).failures == [
+        "processors 1 are not under HvPkg in the shell",
+        "the hypervisor counts 1 of 2 processors as virtualised",
+    ]
+    assert application(RAN + shell_check().replace(cpu_line("shell", 1), "")).failures == [
+        "1 of 2 processors were checked in the shell"
+    ]
+    foreign = "".join(cpu_line("shell", cpu, signature="AuthenticAMD") for cpu in range(2))
+    assert application(RAN + foreign).failures == [
+        "HvStatus did not print the hypervisor's counters",
+        "processors 0, 1 are not under HvPkg in the shell",
+    ]
+
+
+def test_the_last_status_counts_where_the_application_prints_one_itself() -> None:
+    inside = RAN.replace("run-begin\n", "run-begin\n" + shell_check(foreign=1, virtualised=1))
+    assert application(inside + shell_check()).failures == []
+    assert application(inside).failures == ["HvStatus did not print the hypervisor's counters"]
+
+
+def test_a_program_may_load_the_hypervisor_itself() -> None:
+    request = BootRequest(cpus=2, hypervisor=False, application=Path("some/Bench.nsh"))
+    text = RAN.replace("run-begin\n", "run-begin\n" + shell_check(virtualised=1))
+    assert judged(text, request, load_status=None).failures == []
+
+
+def test_linux_needs_every_processor_to_be_counted() -> None:
+    result = judged(console().replace("virtualised=2", "virtualised=1"))
+    assert result.failures == ["the hypervisor counts 1 of 2 processors as virtualised"]
 
 
 def test_an_application_that_does_not_return_is_a_failure() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hvtools.boot import startup
-from hvtools.boot.checks import CheckReport, CpuCheck, parse_kernels
+from hvtools.boot.checks import CheckReport, CpuCheck, parse_checks, parse_kernels
 from hvtools.boot.hvlog import LogLine, parse_log, reasons
 from hvtools.boot.measured import Measured, judge
 from hvtools.boot.request import BootRequest
@@ -282,6 +282,7 @@ def _linux_failures(result: BootResult) -> list[str]:
             found.append(f"the root has {kernel.online} of {result.request.cpus} processors online")
         for when in ("start", "end"):
             found += _cpu_failures(result, kernel, when)
+    found += _count_failures(result, checks)
     locked = result.request.secure_boot and checks.missing_status == _LOCKED
     if result.request.hypervisor and not result.not_loaded and checks.status is None and not locked:
         found.append(f"the hypervisor's counters cannot be read: {checks.missing_status or 'nothing was printed'}")
@@ -296,7 +297,7 @@ def _cpu_failures(result: BootResult, kernel: CheckReport, when: str) -> list[st
     seen = kernel.cpus.get(when, [])
     if not seen and when == "end" and not kernel.done:
         return []  # the script ended the machine, or the kernel
-    at = f"at the {when}"
+    at = "in the shell" if when == "shell" else f"at the {when}"
     if not result.request.hypervisor or result.not_loaded:
         wrong = [check.cpu for check in seen if check.virtualised]
         return [f"processors {_list(wrong)} say that they are under HvPkg, which is not there, {at}"] if wrong else []
@@ -306,7 +307,7 @@ def _cpu_failures(result: BootResult, kernel: CheckReport, when: str) -> list[st
         found.append(f"no processor was checked {at}")
     if outside:
         found.append(f"processors {_list(outside)} are not under HvPkg {at}")
-    if when == "start" and len(seen) != result.request.cpus:
+    if when != "end" and len(seen) != result.request.cpus:
         found.append(f"{len(seen)} of {result.request.cpus} processors were checked {at}")
     showing = [check.cpu for check in seen if check.virtualised and (check.svm or check.vmx)]
     if showing:
@@ -315,6 +316,14 @@ def _cpu_failures(result: BootResult, kernel: CheckReport, when: str) -> list[st
     if foreign:
         found.append(f"processors {_list(foreign)} do not name the backend {result.record.vendor} {at}")
     return found
+
+
+def _count_failures(result: BootResult, report: CheckReport) -> list[str]:
+    """Compare the processors that the hypervisor counts with those of the machine."""
+    status = report.status
+    if not result.request.hypervisor or status is None or status.virtualised == result.request.cpus:
+        return []
+    return [f"the hypervisor counts {status.virtualised} of {result.request.cpus} processors as virtualised"]
 
 
 def _application_failures(result: BootResult) -> list[str]:
@@ -326,9 +335,15 @@ def _application_failures(result: BootResult) -> list[str]:
         return [*found, f"{run.file} did not return to the shell"]
     if run.status != 0:
         found.append(f"{run.file} returned {run.status:#x}")
-    if result.request.hypervisor and not result.not_loaded and result.checks.status is None:
+    if not result.request.hypervisor:
+        return found
+    # The program may have been HvStatus itself: what counts is the one that the startup script runs behind it.
+    final = parse_checks(startup.APPLICATION_ENDED.split(result.record.console, maxsplit=1)[-1])
+    if final.status is None and not result.not_loaded:
         found.append("HvStatus did not print the hypervisor's counters")
-    return found
+    if final.cpus:
+        found += _cpu_failures(result, final, "shell")
+    return [*found, *_count_failures(result, final)]
 
 
 def _ending_failures(result: BootResult) -> list[str]:
