@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import subprocess
@@ -16,12 +17,13 @@ from typing import Any
 
 import pexpect
 import pytest
+from labgrid.remote.common import ReservationState
 
 from hvtools import cli
 from hvtools.boot.request import BootRequest, BoxError
 from hvtools.boot.strategy import BootStrategy, State, StrategyError
 from hvtools.errors import HvError, UsageError
-from hvtools.lab import report
+from hvtools.lab import places, report
 from hvtools.lab.machine import LabMachine
 from hvtools.lab.places import select
 from hvtools.lab.rack import Rack
@@ -253,6 +255,78 @@ def test_places_are_found_by_name_and_by_all_tags() -> None:
         select(lab, ["d"], {})
     with pytest.raises(UsageError, match="no place has the tag board=y"):
         select(lab, [], {"board": "y"})
+
+
+class Reservations:
+    """A coordinator's part for reservations: each answer to a poll takes the next of a place's states."""
+
+    def __init__(self, **states: list[ReservationState]) -> None:
+        self.states = states
+        self.polled: list[str] = []
+        self.acquired: list[str] = []
+        self.released: list[str] = []
+        self.cancelled: list[str] = []
+
+    async def CreateReservation(self, request: Any) -> Any:  # noqa: ANN401
+        return SimpleNamespace(reservation=SimpleNamespace(token=request.filters["main"].filter["name"]))
+
+    async def PollReservation(self, request: Any) -> Any:  # noqa: ANN401
+        self.polled.append(request.token)
+        states = self.states[request.token]
+        return SimpleNamespace(reservation=SimpleNamespace(state=(states.pop(0) if len(states) > 1 else states[0]).value))
+
+    async def GetReservations(self, request: Any) -> Any:  # noqa: ANN401
+        return SimpleNamespace(reservations=[])
+
+    async def AcquirePlace(self, request: Any) -> None:  # noqa: ANN401
+        self.acquired.append(request.placename)
+
+    async def ReleasePlace(self, request: Any) -> None:  # noqa: ANN401
+        self.acquired.remove(request.placename)
+        self.released.append(request.placename)
+
+    async def CancelReservation(self, request: Any) -> None:  # noqa: ANN401
+        self.cancelled.append(request.token)
+
+
+def taken(coordinator: Reservations, wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take all of its places, and release them."""
+    monkeypatch.setattr(places, "_POLL_SECONDS", 0)
+    there = {name: SimpleNamespace(acquired="", reservation="") for name in coordinator.states}
+    lab: Any = SimpleNamespace(stub=coordinator, places=there)
+
+    async def run() -> None:
+        held = places.Held(lab)
+        try:
+            await held.take([*there], wait)
+        finally:
+            await held.release_all()
+
+    asyncio.run(run())
+
+
+WAITING, ALLOCATED, EXPIRED = ReservationState.waiting, ReservationState.allocated, ReservationState.expired
+
+
+def test_every_reservation_is_asked_for_while_one_box_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    coordinator = Reservations(a=[ALLOCATED], b=[WAITING] * 3 + [ALLOCATED], c=[ALLOCATED])
+    taken(coordinator, 3600, monkeypatch)
+    assert coordinator.polled == ["a", "b", "c"] * 4
+    assert coordinator.released == coordinator.cancelled == ["a", "b", "c"]
+
+
+def test_a_reservation_that_was_lost_while_waiting_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    coordinator = Reservations(a=[ALLOCATED, EXPIRED], b=[WAITING])
+    with pytest.raises(HvError, match="the reservation of a is expired: run it again"):
+        taken(coordinator, 3600, monkeypatch)
+    assert coordinator.released == [] and coordinator.cancelled == ["a", "b"]
+
+
+def test_a_box_that_stays_busy_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    coordinator = Reservations(a=[ALLOCATED], b=[WAITING])
+    with pytest.raises(HvError, match="b is busy, it was reserved: choose another"):
+        taken(coordinator, 0, monkeypatch)
+    assert coordinator.released == [] and coordinator.cancelled == ["a", "b"]
 
 
 @pytest.fixture

@@ -94,8 +94,10 @@ class Held:
             HvError: one is busy, or its resources are gone.
         """
         end = time.monotonic() + wait
-        for name in names:
-            await self._reserve(name, end)
+        try:
+            await self._reserve(names, end)
+        except grpc.aio.AioRpcError as error:
+            raise HvError(f"{', '.join(names)} cannot be reserved: {error.details()}") from error
         for name in names:
             try:
                 await self._session.stub.AcquirePlace(messages.AcquirePlaceRequest(placename=name))
@@ -103,17 +105,35 @@ class Held:
                 raise HvError(f"{name} cannot be acquired: {error.details()}") from error
             self._acquired.append(name)
 
-    async def _reserve(self, name: str, end: float) -> None:
-        stub = self._session.stub
-        wanted = {"main": messages.Reservation.Filter(filter={"name": name})}
-        answer = await stub.CreateReservation(messages.CreateReservationRequest(filters=wanted, prio=0.0))
-        token = answer.reservation.token
-        self._reservations[name] = token
-        while ReservationState(answer.reservation.state) is ReservationState.waiting:
+    async def _reserve(self, names: Sequence[str], end: float) -> None:
+        for name in names:
+            wanted = {"main": messages.Reservation.Filter(filter={"name": name})}
+            request = messages.CreateReservationRequest(filters=wanted, prio=0.0)
+            answer = await self._session.stub.CreateReservation(request)
+            self._reservations[name] = answer.reservation.token
+        while busy := await self._busy():
             if time.monotonic() >= end:
-                raise HvError(f"{name} is busy, {await self._holder(name)}: choose another")
+                raise HvError(f"{busy[0]} is busy, {await self._holder(busy[0])}: choose another")
             await asyncio.sleep(_POLL_SECONDS)
-            answer = await stub.PollReservation(messages.PollReservationRequest(token=token))
+
+    async def _busy(self) -> list[str]:
+        """Ask for every reservation, so that none expires while another is waited for.
+
+        Returns:
+            the places that others have.
+
+        Raises:
+            HvError: a reservation expired, or its place was deleted.
+        """
+        busy = []
+        for name, token in self._reservations.items():
+            answer = await self._session.stub.PollReservation(messages.PollReservationRequest(token=token))
+            state = ReservationState(answer.reservation.state)
+            if state in (ReservationState.expired, ReservationState.invalid):
+                raise HvError(f"the reservation of {name} is {state.name}: run it again")
+            if state is ReservationState.waiting:
+                busy.append(name)
+        return busy
 
     async def _holder(self, name: str) -> str:
         place = self._session.places[name]
