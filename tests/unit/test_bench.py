@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hvtools.bench import budgets, linux, nested, plot, show
+from hvtools import cli, ui
+from hvtools.bench import budgets, linux, nested, plan, plot, show
 from hvtools.bench.budgets import Budget, over_budget, read_budgets
-from hvtools.bench.figures import Figure, figure, read_report, report_of
+from hvtools.bench.figures import HOST, Figure, figure, read_report, report_of
 from hvtools.bench.shell import costs, parse
 from hvtools.errors import HvError, UsageError
 from hvtools.guest.build import program
@@ -86,7 +87,24 @@ def test_over_budget(measured: Figure, complaint: str | None) -> None:
 
 def test_the_budgets_are_of_platforms_that_exist() -> None:
     found = read_budgets()
-    assert {each.platform for each in found} <= {*PLATFORMS, "host"} and len(found) > 10
+    assert {each.platform for each in found} <= {*PLATFORMS, HOST} and len(found) > 10
+
+
+def test_the_image_is_within_its_budget(tmp_path: Path) -> None:
+    with ui.step("size") as step:
+        measured = plan.IMAGE.measure([], tmp_path, step)
+    rows = budgets.of_platforms([])
+    assert [row.name for row in rows] == ["image.bytes"]
+    assert over_budget(measured, rows) == []
+
+
+def test_check_compares_the_size_of_the_image_on_any_platform(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = plan.Part("size", lambda platforms, folder, step: [figure("image.bytes", HOST, 0, "bytes", [900000])])
+    monkeypatch.setattr(plan, "CHECKED", (image,))
+    assert cli.run(["bench", "--check", "--on", "qemu-svm", "--keep", str(tmp_path)]) == 1
+    assert "over budget: image.bytes on host: 900000 bytes, at most" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -167,7 +185,7 @@ def test_plots_are_made_of_what_there_is(tmp_path: Path) -> None:
                 figure("exit.cpuid", "bochs-vmx", 1, "instructions", [80]),
                 figure("launch.ticks", "qemu-svm", 1, "TSC", [80]),
                 figure("launch.ticks", "qemu-svm", 2, "TSC", [160]),
-                figure("nested.2m.4t.bytes", "host", 0, "bytes", [4096]),
+                figure("nested.2m.4t.bytes", HOST, 0, "bytes", [4096]),
             ]
         ),
         tmp_path / "plots",

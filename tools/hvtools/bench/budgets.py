@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvtools.bench.figures import DETERMINISTIC, Figure
+from hvtools.bench.figures import DETERMINISTIC, HOST, Figure
 from hvtools.errors import HvError
 
 BUDGETS = Path(__file__).with_name("budgets.toml")
@@ -48,6 +48,11 @@ def read_budgets(path: Path = BUDGETS) -> list[Budget]:
     return budgets
 
 
+def of_platforms(names: Sequence[str], path: Path = BUDGETS) -> list[Budget]:
+    """Read the budgets of some platforms, and of what needs no machine."""
+    return [budget for budget in read_budgets(path) if budget.platform in (*names, HOST)]
+
+
 def over_budget(figures: Iterable[Figure], budgets: Iterable[Budget]) -> list[str]:
     """Compare figures with their budgets.
 
@@ -61,7 +66,8 @@ def over_budget(figures: Iterable[Figure], budgets: Iterable[Budget]) -> list[st
     measured = {each.key: each for each in figures}
     found = []
     for budget in budgets:
-        where = f"{budget.name} on {budget.platform} with {budget.cpus} CPU{'s' * (budget.cpus != 1)}"
+        cpus = f" with {budget.cpus} CPU{'s' * (budget.cpus != 1)}" if budget.cpus else ""
+        where = f"{budget.name} on {budget.platform}{cpus}"
         got = measured.get(budget.key)
         if got is None:
             found.append(f"{where} was not measured")

@@ -18,6 +18,9 @@ from hvtools.errors import UsageError
 DETERMINISTIC = ("instructions", "ticks", "exits", "bytes", "ratio")
 """Units of figures that do not depend on the machine that measures."""
 
+HOST = "host"
+"""The platform of figures that need no machine."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -25,7 +28,7 @@ class Figure:
 
     Attributes:
         name: what was measured, such as exit.cpuid.
-        platform: where, as `--on` says it; "host" for what needs no machine.
+        platform: where, as `--on` says it; HOST for what needs no machine.
         cpus: processors of the machine, 0 where that says nothing.
         unit: of the value.
         value: the median of the runs.

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hvtools.bench.figures import Figure, figure
+from hvtools.bench.figures import HOST, Figure, figure
 from hvtools.errors import HvError
 from hvtools.purelib import PureLibrary
 
@@ -108,6 +108,6 @@ def measure() -> list[Figure]:
                 finally:
                     del view
                     memory.close()
-                found.append(figure(f"nested.{text}.{name_of(size)}.bytes", "host", 0, "bytes", [used]))
-                found.append(figure(f"nested.{text}.{name_of(size)}.build", "host", 0, "seconds", [round(spent, 9)]))
+                found.append(figure(f"nested.{text}.{name_of(size)}.bytes", HOST, 0, "bytes", [used]))
+                found.append(figure(f"nested.{text}.{name_of(size)}.build", HOST, 0, "seconds", [round(spent, 9)]))
     return found

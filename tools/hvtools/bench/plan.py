@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hvtools import build
 from hvtools.bench import launch, linux, nested, shell
-from hvtools.bench.figures import Figure, figure
+from hvtools.bench.figures import HOST, Figure, figure
 from hvtools.machines.registry import platform_named
 from hvtools.ui import Step
 
@@ -43,7 +43,7 @@ def _round_trips(platforms: Sequence[str], folder: Path, step: Step) -> list[Fig
 
 def _image(platforms: Sequence[str], folder: Path, step: Step) -> list[Figure]:
     image = build.ensure_built(shell.TARGET).folder / "HvDxe.efi"
-    return [figure("image.bytes", "host", 0, "bytes", [image.stat().st_size])]
+    return [figure("image.bytes", HOST, 0, "bytes", [image.stat().st_size])]
 
 
 def _exits(platforms: Sequence[str], folder: Path, step: Step) -> list[Figure]:

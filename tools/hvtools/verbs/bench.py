@@ -67,7 +67,7 @@ def command(
         for path in plot.write(result, plots):
             ui.info(f"plot: {path}")
     if check:
-        over = budgets.over_budget(figures, [each for each in budgets.read_budgets() if each.platform in names])
+        over = budgets.over_budget(figures, budgets.of_platforms(names))
         if over:
             raise HvError("over budget: " + "; ".join(over))
     return 0
