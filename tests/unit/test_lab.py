@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +26,7 @@ from hvtools.boot.request import BootRequest, BoxError
 from hvtools.boot.strategy import BootStrategy, State, StrategyError
 from hvtools.errors import HvError, UsageError
 from hvtools.lab import places, report
+from hvtools.lab import run as runs
 from hvtools.lab.machine import LabMachine
 from hvtools.lab.places import select
 from hvtools.lab.rack import Rack
@@ -273,7 +276,9 @@ class Reservations:
     async def PollReservation(self, request: Any) -> Any:  # noqa: ANN401
         self.polled.append(request.token)
         states = self.states[request.token]
-        return SimpleNamespace(reservation=SimpleNamespace(state=(states.pop(0) if len(states) > 1 else states[0]).value))
+        return SimpleNamespace(
+            reservation=SimpleNamespace(state=(states.pop(0) if len(states) > 1 else states[0]).value)
+        )
 
     async def GetReservations(self, request: Any) -> Any:  # noqa: ANN401
         return SimpleNamespace(reservations=[])
@@ -388,6 +393,62 @@ def test_the_power_command_says_what_is_wrong(tmp_path: Path) -> None:
             socket.create_connection(("127.0.0.1", number))
 
 
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Plan:
+    """Of boxes whose pytest ends at once, without a report, and whose power is cut well."""
+    monkeypatch.setattr(runs, "pytest_command", lambda *arguments: [sys.executable, "-c", ""])
+    monkeypatch.setattr(runs, "_power_off", lambda plan, name: [sys.executable, "-c", ""])
+    (tmp_path / "run").mkdir()
+    return runs.Plan(tmp_path / "box.yaml", "", tmp_path / "run", False, (), 3600, 0)
+
+
+def run_on(names: list[str], plan: runs.Plan, monkeypatch: pytest.MonkeyPatch) -> tuple[Reservations, list[Any]]:
+    """Run on boxes that are all free."""
+    coordinator = Reservations(**{name: [ALLOCATED] for name in names})
+    there = {name: SimpleNamespace(acquired="", reservation="", tags={}) for name in names}
+
+    @contextlib.asynccontextmanager
+    async def connected(address: str) -> AsyncIterator[Any]:
+        yield SimpleNamespace(stub=coordinator, places=there)
+
+    monkeypatch.setattr(runs, "connected", connected)
+    return coordinator, asyncio.run(runs.run(plan, names, {}, lambda line: None))
+
+
+def test_any_name_of_a_place_has_a_folder(plan: runs.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["rack/1", "rack_1", "..", "report.html", "a" * 300, "plain"]
+    _, results = run_on(names, plan, monkeypatch)
+    assert [result.name for result in results] == names
+    assert [result.folder for result in results] == ["rack_1", "rack_1-2", "box", "report.html-2", "a" * 100, "plain"]
+    assert all((plan.folder / result.folder / runs.OUTPUT).is_file() for result in results)
+
+
+def test_a_fault_of_one_box_is_its_own(plan: runs.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plan.folder / "a").write_text("in the way")
+    coordinator, (bad, good) = run_on(["a", "b"], plan, monkeypatch)
+    assert "File exists" in bad.fault
+    assert good.fault == "pytest ended before its report: see its output"
+    assert sorted(coordinator.released) == ["a", "b"]
+
+
+def test_a_power_switch_that_does_not_answer_is_left(plan: runs.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.pause()"
+    monkeypatch.setattr(runs, "_power_off", lambda plan, name: [sys.executable, "-c", waits])
+    monkeypatch.setattr(runs, "_CUT_SECONDS", 0.5)
+    monkeypatch.setattr(runs, "_END_SECONDS", 0.5)
+    ended = []
+    end = runs._end
+
+    async def noted(process: asyncio.subprocess.Process) -> None:
+        await end(process)
+        ended.append(process.returncode)
+
+    monkeypatch.setattr(runs, "_end", noted)
+    _, (box,) = run_on(["a"], plan, monkeypatch)
+    assert box.fault.endswith("; its power could not be cut: labgrid's client took more than 0 s")
+    assert len(ended) == 2 and None not in ended
+
+
 JUNIT = """<testsuites><testsuite name="pytest" errors="0" failures="1" skipped="1" tests="3" time="9.5">
 <properties>{property}</properties>
 <testcase classname="t" name="test_good" time="4.0"/>
@@ -397,14 +458,16 @@ JUNIT = """<testsuites><testsuite name="pytest" errors="0" failures="1" skipped=
 
 
 def test_one_report_of_all_boxes(tmp_path: Path) -> None:
-    good, bad, hung = (tmp_path / name for name in ("good", "bad", "hung"))
+    good, bad, hung = (tmp_path / name / "junit.xml" for name in ("good", "bad", "hung"))
+    for path in (good, bad, hung):
+        path.parent.mkdir()
     without = re.sub("<failure.*</failure>", "", JUNIT).replace('failures="1"', 'failures="0"')
     good.write_text(without.format(property=""))
     bad.write_text(JUNIT.format(property=""))
     hung.write_text(JUNIT.format(property='<property name="hang" value="dead silence"/>'))
-    results = [report.read(path.name, path, 10.0, "") for path in (good, bad, hung)]
-    results.append(report.read("gone", tmp_path / "gone", 3.0, "the limit of 3 s is over"))
-    results.append(report.read("nothing", tmp_path / "nothing", 3.0, ""))
+    results = [report.read(path.parent.name, path, 10.0, "") for path in (good, bad, hung)]
+    results.append(report.read("gone", tmp_path / "gone" / "junit.xml", 3.0, "the limit of 3 s is over"))
+    results.append(report.read("nothing", tmp_path / "nothing" / "junit.xml", 3.0, ""))
     assert [result.ok for result in results] == [True, False, False, False, False]
     assert results[0].line == "good: ok (2 passed, 0 failed, 1 skipped, 10 s)"
     assert results[2].as_json()["fault"] == "hangs: dead silence"

@@ -34,6 +34,7 @@ class BoxResult:
 
     Attributes:
         name: the place.
+        folder: name of its folder, beside the reports.
         seconds: from the start of its tests to its release.
         fault: what is wrong with the box itself, empty for nothing.
         tests: those that were run.
@@ -41,6 +42,7 @@ class BoxResult:
     """
 
     name: str
+    folder: str
     seconds: float
     fault: str
     tests: list[Test] = field(default_factory=list)
@@ -73,7 +75,8 @@ class BoxResult:
     def as_json(self) -> dict[str, Any]:
         """Give it for `--json`."""
         counts = {outcome: self.count(outcome) for outcome in ("passed", "failed", "skipped")}
-        return {"box": self.name, "ok": self.ok, "fault": self.fault, "seconds": round(self.seconds, 1), **counts}
+        own = {"box": self.name, "folder": self.folder, "ok": self.ok, "fault": self.fault}
+        return {**own, "seconds": round(self.seconds, 1), **counts}
 
 
 def _test(case: ElementTree.Element) -> Test:
@@ -89,11 +92,11 @@ def read(name: str, junit: Path, seconds: float, fault: str) -> BoxResult:
 
     Args:
         name: the place.
-        junit: its file, which need not be there.
+        junit: its file in the box's folder; it need not be there.
         seconds: how long it took.
         fault: what is known to be wrong.
     """
-    result = BoxResult(name, seconds, fault)
+    result = BoxResult(name, junit.parent.name, seconds, fault)
     if junit.is_file():
         try:
             result.suites = list(ElementTree.parse(junit).getroot().iter("testsuite"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
+import re
 import signal
 import sys
 import time
@@ -16,22 +18,17 @@ from pathlib import Path
 from hvtools import build
 from hvtools.errors import HvError
 from hvtools.lab.places import Held, connected, select
-from hvtools.lab.report import BoxResult, read
+from hvtools.lab.report import HTML, XML, BoxResult, read
+from hvtools.suite import pytest_command
 
 JUNIT = "junit.xml"
 OUTPUT = "pytest.log"
 BOOTS = "boots"
 
+_CUT_SECONDS = 60.0  # for labgrid to switch a box off
+_NAME_MAX = 100  # characters
 _END_SECONDS = 20.0  # for pytest to switch its box off
 Observer = Callable[[str], None]
-
-
-def pytest_command(environment: Path, slow: bool, arguments: Sequence[str]) -> list[str]:
-    """Give the command that runs the boot tests on the box of an environment file."""
-    command = [sys.executable, "-m", "pytest", f"--lab={environment.absolute()}", "-o", "testpaths=tests/boot"]
-    if not slow:
-        command += ["-m", "not slow"]
-    return [*command, *arguments]
 
 
 @dataclass(frozen=True)
@@ -80,21 +77,35 @@ async def run(plan: Plan, names: Sequence[str], tags: Mapping[str, str], tell: O
         try:
             await held.take(places, plan.wait)
             tell(f"{len(places)} boxes: {', '.join(places)}")
+            folders = {name: plan.folder / folder for name, folder in folder_names(places).items()}
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(_box(plan, held, name, tell)) for name in places]
+                tasks = [group.create_task(_box(plan, held, name, folders[name], tell)) for name in places]
             return [task.result() for task in tasks]
         finally:
             await held.release_all()
 
 
-async def _box(plan: Plan, held: Held, name: str, tell: Observer) -> BoxResult:
-    folder = plan.folder / name
-    folder.mkdir()
+def folder_names(places: Sequence[str]) -> dict[str, str]:
+    """Give each place a folder of its own: labgrid allows any name, a slash in it too."""
+    names: dict[str, str] = {}
+    taken = {XML, HTML}
+    for place in places:
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", place).strip(".")[:_NAME_MAX] or "box"
+        numbered = (f"{stem}-{number}" for number in itertools.count(2))
+        names[place] = next(name for name in itertools.chain([stem], numbered) if name not in taken)
+        taken.add(names[place])
+    return names
+
+
+async def _box(plan: Plan, held: Held, name: str, folder: Path, tell: Observer) -> BoxResult:
     environment = {**os.environ, "LG_PLACE": name, "LG_COORDINATOR": plan.address}
     start = time.monotonic()
     fault = ""
     try:
+        folder.mkdir()
         fault = await _tested(plan, folder, environment)
+    except Exception as error:  # it is this box's: the others go on
+        fault = " ".join(str(error).split()) or type(error).__name__
     finally:
         if fault or not (folder / JUNIT).is_file():  # pytest did not come to switching it off
             fault = fault or "pytest ended before its report: see its output"
@@ -111,12 +122,11 @@ async def _tested(plan: Plan, folder: Path, environment: Mapping[str, str]) -> s
     Returns:
         what is wrong with the box, if it had to be ended.
     """
-    command = pytest_command(plan.environment, plan.slow, plan.arguments)
+    logs = [f"--logs={folder / BOOTS}"]
+    command = pytest_command(folder / JUNIT, plan.slow, plan.environment, plan.arguments, logs)
     with (folder / OUTPUT).open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *command,
-            f"--junitxml={folder / JUNIT}",
-            f"--logs={folder / BOOTS}",
             cwd=build.ROOT,
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
@@ -150,18 +160,34 @@ async def _cut(plan: Plan, name: str, environment: Mapping[str, str]) -> str:
     Returns:
         nothing, or that it could not be done.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "labgrid.remote.client", "-c", str(plan.environment), "-p", name, "power", "off"),
-        env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    _, said = await process.communicate()
+    failed = "; its power could not be cut: "
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *_power_off(plan, name),
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return f"{failed}{error.strerror}"
+    try:
+        async with asyncio.timeout(_CUT_SECONDS):
+            _, said = await process.communicate()
+    except TimeoutError:
+        return f"{failed}labgrid's client took more than {_CUT_SECONDS:.0f} s"
+    finally:
+        await _end(process)
     if process.returncode == 0:
         return ""
     lines = said.decode("utf-8", "replace").split("\n")
-    return f"; its power could not be cut: {' '.join(lines[-2:]).strip()}"
+    return f"{failed}{' '.join(lines[-2:]).strip()}"
+
+
+def _power_off(plan: Plan, name: str) -> list[str]:
+    client = [sys.executable, "-m", "labgrid.remote.client", "-c", str(plan.environment)]
+    return [*client, "-p", name, "power", "off"]
 
 
 def folder_for(plan_folder: Path | None) -> Path:

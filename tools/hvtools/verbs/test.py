@@ -17,6 +17,7 @@ from hvtools import build, linux, report, ui
 from hvtools.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from hvtools.machines.registry import LAB, platform_named
 from hvtools.setup import setup_all
+from hvtools.suite import pytest_command
 
 _WORKERS_MAX = 4
 
@@ -93,16 +94,11 @@ def _pytest(slow: bool, environment: Path | None, arguments: tuple[str, ...]) ->
     """
     with tempfile.TemporaryDirectory(prefix="hv-test-") as temporary:
         xml = Path(temporary) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", f"--junitxml={xml}"]
         # An emulator keeps one processor busy. More than four do not help: compilers and long boots are what is left.
         workers = min(len(os.sched_getaffinity(0)), _WORKERS_MAX)
-        if environment is not None:
-            command += [f"--lab={environment.absolute()}", "-o", "testpaths=tests/boot"]
-        elif workers > 1:
-            command += ["-n", str(workers), "--dist", "worksteal"]
-        if not slow:
-            command += ["-m", "not slow"]
-        with subprocess.Popen([*command, *arguments], cwd=build.ROOT) as process:
+        parallel = ["-n", str(workers), "--dist", "worksteal"] if environment is None and workers > 1 else []
+        command = pytest_command(xml, slow, environment, arguments, parallel)
+        with subprocess.Popen(command, cwd=build.ROOT) as process:
             try:
                 code = process.wait()
             except BaseException as error:
