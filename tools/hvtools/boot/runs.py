@@ -61,7 +61,8 @@ def run_at(folder: Path | None) -> Run:
         UsageError: it is none, or there is none.
     """
     if folder is None:
-        runs = sorted(runs_folder().glob("20*-*"))
+        # Others have folders there too, and a boot that was refused leaves an empty one.
+        runs = sorted(path.parent for path in runs_folder().glob(f"20*-*/{CONSOLE_LOG}"))
         if not runs:
             raise UsageError(f"no boot has left its logs in {runs_folder()} yet: run `hv boot`, or name a folder")
         return Run(runs[-1])
