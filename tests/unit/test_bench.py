@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,13 +69,35 @@ def test_what_is_no_report_is_refused_in_one_line(tmp_path: Path, text: str) -> 
         read_report(path)
 
 
+def test_a_file_of_brackets_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 200_000)
+    assert cli.run(["bench", "--compare", str(path)]) == 2
+    assert "no report of `hv bench --json FILE`" in capsys.readouterr().err
+
+
+def test_the_report_is_there_when_the_reader_of_the_table_is_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def gone(*arguments: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(plan, "QUICK", (plan.Part("x", lambda platforms, folder, step: [LIMIT_FIGURE]),))
+    monkeypatch.setattr(show, "print_whole", gone)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # it is replaced
+    path = tmp_path / "out.json"
+    assert cli.run(["bench", "--quick", "--keep", str(tmp_path), "--json", str(path)]) == 1
+    assert read_report(path).figures == (LIMIT_FIGURE,)
+
+
+LIMIT_FIGURE = figure("exit.cpuid", "bochs-vmx", 1, "instructions", [110])
 LIMIT = Budget("exit.cpuid", "bochs-vmx", 1, "instructions", 110)
 
 
 @pytest.mark.parametrize(
     ("measured", "complaint"),
     [
-        (figure("exit.cpuid", "bochs-vmx", 1, "instructions", [110]), None),
+        (LIMIT_FIGURE, None),
         (figure("exit.cpuid", "bochs-vmx", 1, "instructions", [111]), "111 instructions, at most 110"),
         (figure("exit.cpuid", "bochs-vmx", 1, "ticks", [1]), "measured in ticks"),
         (figure("exit.cpuid", "bochs-vmx", 2, "instructions", [1]), "was not measured"),

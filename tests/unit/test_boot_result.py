@@ -6,12 +6,15 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from hvtools import cli
+from hvtools.boot import progress, runner
 from hvtools.boot.progress import print_result
 from hvtools.boot.request import BootRequest
 from hvtools.boot.result import BootRecord, BootResult, evaluate, read_application
@@ -212,6 +215,21 @@ def test_a_program_may_load_the_hypervisor_itself() -> None:
 def test_linux_needs_every_processor_to_be_counted() -> None:
     result = judged(console().replace("virtualised=2", "virtualised=1"))
     assert result.failures == ["the hypervisor counts 1 of 2 processors as virtualised"]
+
+
+def test_the_result_is_there_when_the_reader_of_the_summary_is_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def gone(result: BootResult) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(runner, "run", lambda *arguments, **named: judged(console()))
+    monkeypatch.setattr(progress, "print_result", gone)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # it is replaced
+    out = tmp_path / "out.json"
+    assert cli.run(["boot", "--cpus", "2", "--keep", str(tmp_path / "run"), "--json", str(out)]) == 1
+    assert json.loads(out.read_text())["ok"] is True
+    assert (tmp_path / "run" / "result.json").read_text() == out.read_text()
 
 
 def test_an_application_that_does_not_return_is_a_failure() -> None:

@@ -109,5 +109,5 @@ def read_report(path: Path) -> Report:
         return Report(str(raw["commit"]), str(raw["date"]), figures)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path} is no report of `hv bench --json FILE`") from error

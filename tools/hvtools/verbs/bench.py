@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from hvtools import report, ui
+from hvtools import completion, report, ui
 from hvtools.bench import budgets, plan, show
 from hvtools.bench.figures import read_report, report_of
 from hvtools.boot.runner import logs_folder
@@ -27,7 +27,14 @@ Examples:
   hv bench --compare before.json  what changed since
   hv bench --plot plots/          bars and curves""",
 )
-@click.option("--on", "platforms", metavar="PLATFORM", multiple=True, help=f"{', '.join(PLATFORMS)}; default: all.")
+@click.option(
+    "--on",
+    "platforms",
+    shell_complete=completion.platforms,
+    metavar="PLATFORM",
+    multiple=True,
+    help=f"{', '.join(PLATFORMS)}; default: all.",
+)
 @click.option("--quick", is_flag=True, help="Only what takes seconds.")
 @click.option("--check", is_flag=True, help="Fail if a figure that has a budget is over it; measures only those.")
 @click.option("--compare", metavar="FILE", type=_FILE, help="Show the change since a report of --json.")
@@ -59,8 +66,8 @@ def command(
         with ui.step(part.title) as step:
             figures += part.measure(names, folder, step)
     result = report_of(figures)
+    report.write(json_file, result.as_json())  # first: whoever reads the table may leave
     show.print_whole(ui.out, show.table(result, before))
-    report.write(json_file, result.as_json())
     if plots is not None:
         from hvtools.bench import plot  # matplotlib takes a second to load
 

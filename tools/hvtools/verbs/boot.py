@@ -156,9 +156,10 @@ def command(
     folder = runner.logs_folder(keep)
     with progress.Progress(request, verbose) as shown:
         result = runner.run(request, folder, keep_image=keep is not None, observer=shown.reached, listener=shown.heard)
-    progress.print_result(result)
+    # Before anything is printed: whoever reads that may leave.
     report.write(folder / "result.json", result.as_json())
     report.write(json_file, result.as_json())
+    progress.print_result(result)
     if result.failures:
         error = HvError("; ".join(result.failures))
         done = result.checks.script_exit
