@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import base64
+import errno
 import gzip
 import tracemalloc
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from hvtools import cli
+from hvtools import cli, ui
 from hvtools.errors import HvError, UsageError
 from hvtools.generated.exits import KINDS
 from hvtools.trace import kernel, picture
 from hvtools.trace.records import Exit, Trace, kind_of
 from hvtools.trace.summary import summarise
 from hvtools.trace.symbols import Symbols
+from hvtools.verbs import trace as verb
 
 NPF, CPUID = 0x400, 0x72
 EXITS = [
@@ -95,6 +98,7 @@ def test_symbols_that_are_none_are_refused(
     [
         (["--symbols", "/nonexistent"], "say --symbols kernel"),
         (["--picture", "x.bmp"], "ends in .svg or .png"),
+        (["--picture", "no/folder/x.svg"], "no/folder/x.svg cannot be written"),
         (["--records", "0"], "not in the range"),
         (["--set", "nope=1"], "no such option"),
     ],
@@ -103,6 +107,19 @@ def test_wrong_use_boots_nothing(arguments: list[str], said: str, capsys: pytest
     assert cli.run(["trace", *arguments]) == 2
     told = capsys.readouterr().err
     assert said in told and told.count("\n") == 1
+
+
+def test_the_tables_are_printed_whatever_becomes_of_the_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(verb, "_boot", lambda request, folder: TRACE)
+    monkeypatch.setattr(picture, "draw", full)
+    monkeypatch.setattr(ui, "out", Console(width=100))
+    assert cli.run(["trace", "--keep", str(tmp_path), "--picture", str(tmp_path / "x.svg")]) == 2
+    assert "apic-write" in capfd.readouterr().out
 
 
 def test_a_picture_has_every_kind_and_is_the_same_each_time(tmp_path: Path) -> None:

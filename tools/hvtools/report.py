@@ -12,10 +12,19 @@ import click
 from hvtools.errors import NoSpaceError, UsageError, is_no_space
 
 
-def _writable(_context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
-    """Refuses a place where no file can be made before the work is done, not after it."""
-    if path is not None and not path.exists() and not os.access(path.absolute().parent, os.W_OK):
+def check_writable(path: Path) -> None:
+    """Refuses a place where no file can be made before the work is done, not after it.
+
+    Raises:
+        UsageError: there is no such folder, or it is somebody else's.
+    """
+    if not path.exists() and not os.access(path.absolute().parent, os.W_OK):
         raise UsageError(f"{path} cannot be written: its folder is not there, or not yours")
+
+
+def _writable(_context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None:
+        check_writable(path)
     return path
 
 

@@ -11,6 +11,7 @@ matplotlib.use("Agg")  # no window, whatever the environment says
 
 import matplotlib.pyplot as plt
 
+from hvtools import report
 from hvtools.errors import UsageError
 from hvtools.trace.records import Trace
 
@@ -23,10 +24,11 @@ def check(path: Path) -> None:
     """Refuse a file that no picture can be written to.
 
     Raises:
-        UsageError: its name ends otherwise than in .svg or .png.
+        UsageError: its name ends otherwise than in .svg or .png, or no file can be made there.
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{path}: a picture's name ends in {' or '.join(FORMATS)}")
+    report.check_writable(path)
 
 
 def draw(trace: Trace, path: Path, title: str) -> None:

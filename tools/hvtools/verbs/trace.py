@@ -116,10 +116,12 @@ def command(
         raise HvError("the trace has no exit")
     summary = summarise(trace, found.vendor, names, places)
     report.write(json_file, summary.as_json())
-    if picture is not None:
-        with ui.step(f"drawing {picture}"):
-            drawing.draw(trace, picture, f"exits on {platform}, {cpus} processors")
-    _print(summary)
+    try:
+        if picture is not None:
+            with ui.step(f"drawing {picture}"):
+                drawing.draw(trace, picture, f"exits on {platform}, {cpus} processors")
+    finally:
+        _print(summary)  # of a boot that took its time, whatever became of the picture
 
 
 def _symbols_file(name: str) -> Path:
