@@ -41,7 +41,10 @@ from hvtools.verbs.boot import command
         ({"append": "a\nb"}, "printable ASCII"),
         ({"append": "a|b"}, r"does not pass on \|"),
         ({"append": 'a="b'}, "quotation mark"),
-        ({"timeout": 0.0}, "--timeout must be more than 0"),
+        *(
+            ({"timeout": float(seconds)}, "--timeout must be more than 0 seconds, and at most 604800")
+            for seconds in ("0", "-1", "nan", "inf", "1e12")
+        ),
         ({"platform": "bochs-vmx", "secure_boot": True}, "--secure-boot: bochs-vmx cannot do that"),
         ({"platform": "bochs-svm", "tpm": True}, "--tpm: bochs-svm cannot do that"),
         ({"keys": Path("keys")}, "--keys is for --secure-boot"),

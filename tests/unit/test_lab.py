@@ -349,6 +349,10 @@ def closed_port() -> int:
         (["--place", "a", "--coordinator", "127.0.0.1:x"], 2, "is not the address of a coordinator"),
         (["--tag", "board", "--coordinator", "127.0.0.1:{port}"], 2, "--tag board: KEY=VALUE is wanted"),
         (["--place", "a", "--limit", "0"], 2, "--limit"),
+        (["--place", "a", "--limit", "nan"], 2, "--limit"),
+        (["--place", "a", "--limit", "inf"], 2, "--limit"),
+        (["--place", "a", "--wait", "nan"], 2, "--wait"),
+        (["--place", "a", "--wait", "1e12"], 2, "--wait"),
     ],
 )
 def test_wrong_use_of_lab_run_is_one_line(
@@ -365,6 +369,12 @@ def test_wrong_use_of_lab_run_is_one_line(
     assert cli.run(["lab", "run", "--env", str(environment), *words]) == code
     (line,) = capfd.readouterr().err.splitlines()
     assert reason.format(port=closed_port) in line
+
+
+@pytest.mark.parametrize("verb", ["run", "demo"])
+def test_the_help_has_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["lab", verb, "--help"]) == 0
+    assert f"\n    hv lab {verb} " in capsys.readouterr().out.partition("Examples:")[2]
 
 
 def test_wrong_use_of_lab_demo_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

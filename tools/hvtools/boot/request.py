@@ -16,6 +16,7 @@ from hvtools.machines.spec import MachineSpec
 
 DEFAULT_CPUS = 4
 DEFAULT_MEMORY_MIB = 512
+SECONDS_MAX = 7 * 24 * 3600.0  # poll(2) counts milliseconds in 31 bits, which are 24 days
 _BASE_SECONDS = 120.0  # a boot takes 8 s on an idle host of two processors; this is for hosts that are not idle
 _SECONDS_PER_CPU = 4.0
 
@@ -147,8 +148,8 @@ class BootRequest:
             raise UsageError("--set is for the hypervisor: it does not go with --no-hv")
         if self.built_in and not self.hypervisor:
             raise UsageError("--no-hv does not go with a firmware that has HvDxe inside")
-        if self.timeout is not None and self.timeout <= 0:
-            raise UsageError("--timeout must be more than 0 seconds")
+        if self.timeout is not None and not 0 < self.timeout <= SECONDS_MAX:
+            raise UsageError(f"--timeout must be more than 0 seconds, and at most {SECONDS_MAX:.0f}")
         if self.exact and "ticks" not in platform.capabilities:
             raise UsageError(f"--exact: {platform.name} does not count ticks")
         options.check(self.settings, self.target)

@@ -2,14 +2,17 @@
 """`hv lab`: boxes in a lab, by labgrid."""
 
 import asyncio
+import math
 import os
 import signal
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
 from hvtools import build, report, ui
+from hvtools.boot.request import SECONDS_MAX
 from hvtools.errors import HvError, UsageError
 from hvtools.setup import setup_all
 
@@ -29,6 +32,20 @@ def command() -> None:
     """Run the boot tests on boxes of a lab that labgrid manages."""
 
 
+class _Seconds(click.FloatRange):
+    """A time that a clock can count."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__(least, SECONDS_MAX)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
+        """Refuse what is no number, too: it is not outside of any range."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a valid float.", param, ctx)
+        return seconds
+
+
 def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
     wrong = [pair for pair in pairs if not all(pair.partition("="))]
     if wrong:
@@ -36,13 +53,21 @@ def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-@command.command("run", context_settings={"ignore_unknown_options": True})
+@command.command(
+    "run",
+    context_settings={"ignore_unknown_options": True},
+    epilog="""\b
+Examples:
+  hv lab run --env box.yaml --place box1 --place box2
+  hv lab run --env box.yaml --tag board=x570 --wait 600     boxes that others have now
+  hv lab run --env box.yaml --tag board=x570 -- -k smp      a part of the tests""",
+)
 @click.option("--env", "environment", type=_FILE, required=True, metavar="FILE", help="Environment file of the boxes.")
 @click.option("--coordinator", metavar="HOST:PORT", help="labgrid's coordinator, else $LG_COORDINATOR.")
 @click.option("--place", "places", multiple=True, metavar="NAME", help="A box; may be given again.")
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="All boxes that have all of these tags.")
-@click.option("--wait", type=click.FloatRange(0), default=0.0, metavar="S", help="Seconds to wait for busy boxes (0).")
-@click.option("--limit", type=click.FloatRange(1), default=3600.0, metavar="S", help="Seconds for one box (3600).")
+@click.option("--wait", type=_Seconds(0), default=0.0, metavar="S", help="Seconds to wait for busy boxes (0).")
+@click.option("--limit", type=_Seconds(1), default=3600.0, metavar="S", help="Seconds for one box (3600).")
 @click.option("--all", "slow", is_flag=True, help="Also the slow tests.")
 @click.option("--keep", type=_FILE, metavar="DIR", help="Folder for logs and reports, a new one.")
 @report.json_option
@@ -90,7 +115,13 @@ def run(
     return 0
 
 
-@command.command("demo")
+@command.command(
+    "demo",
+    epilog="""\b
+Examples:
+  hv lab demo                         three boxes, until Ctrl-C
+  hv lab demo --boxes 2 --hang box2   one of them hangs""",
+)
 @click.option("--boxes", type=click.IntRange(1, 16), default=3, metavar="N", help="Emulated boxes (3).")
 @click.option("--hang", "hanging", multiple=True, metavar="NAME", help="A box that hangs; may be given again.")
 @click.option("--keep", type=_FILE, metavar="DIR", help="Folder for all that the lab needs, a new one.")
