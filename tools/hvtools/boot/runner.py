@@ -18,7 +18,7 @@ from hvtools.boot import startup
 from hvtools.boot.request import BootRequest
 from hvtools.boot.result import BootRecord, BootResult, evaluate
 from hvtools.boot.runs import runs_folder
-from hvtools.boot.startup import Application, Linux, Payload, Prompt
+from hvtools.boot.startup import Application, Linux, Payload
 from hvtools.boot.strategy import BootStrategy, State, StrategyError
 from hvtools.errors import HvError, UsageError
 from hvtools.guest.build import self_check
@@ -329,19 +329,6 @@ def run(
             digest=_digest(request),
         )
     return evaluate(request, record)
-
-
-def prompt_session(
-    request: BootRequest, folder: Path, restart: bool = False
-) -> contextlib.AbstractContextManager[BootStrategy]:
-    """Prepare a boot whose startup script stops at the shell's prompt, for a test that types.
-
-    Args:
-        request: what is booted.
-        folder: for the logs.
-        restart: a reset of the guest restarts the machine.
-    """
-    return booting(request, folder, payload=Prompt(), restart=restart)
 
 
 def logs_folder(keep: Path | None, workspace: Path = build.ROOT) -> Path:
