@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
-from hvtools.boot import runs
-from hvtools.errors import UsageError
+from hvtools import build
+from hvtools.boot import runner, runs
+from hvtools.boot.request import BootRequest
+from hvtools.errors import HvError, UsageError
 
 
 def test_the_newest_boot_is_the_newest_that_has_a_console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,3 +25,19 @@ def test_the_newest_boot_is_the_newest_that_has_a_console(tmp_path: Path, monkey
         (tmp_path / name / "console.log").unlink()
     with pytest.raises(UsageError, match="no boot has left its logs"):
         runs.run_at(None)
+
+
+def test_a_boot_keeps_hv_clean_away_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def alone() -> bool:
+        with contextlib.closing(runs.in_use(tmp_path)) as lock:
+            return lock.try_own()
+
+    def collect(*arguments: object) -> None:
+        assert not alone()
+        raise HvError("enough")
+
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "collect", collect)
+    with pytest.raises(HvError, match="enough"), runner.booting(BootRequest(), tmp_path):
+        pass
+    assert alone()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hvtools import build, cache, cli
+from hvtools.boot.runs import in_use
 from hvtools.cache import Cache
 
 
@@ -39,6 +40,17 @@ def test_clean_keeps_sources_the_environment_and_the_cache(clone: Path, store: C
     assert (clone / "HvPkg" / "a.c").exists()
     assert store.pin("kernel") == {}
     assert cli.run(["clean"]) == 0
+
+
+def test_clean_refuses_while_a_boot_runs(clone: Path, store: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    boots = [in_use(clone), in_use(clone)]
+    for boot in boots:
+        assert cli.run(["clean", "--cache"]) == 1
+        assert "a boot of this clone runs" in capsys.readouterr().err
+        assert (clone / "Build" / "HvPkg").is_dir() and store.pin("kernel") == {}
+        boot.close()
+    assert cli.run(["clean"]) == 0
+    assert not (clone / "Build").exists()
 
 
 def test_clean_cache_empties_the_cache(clone: Path, store: Cache, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from hvtools import build, linux, toolchain
 from hvtools.boot import startup
 from hvtools.boot.request import BootRequest
 from hvtools.boot.result import BootRecord, BootResult, evaluate
-from hvtools.boot.runs import runs_folder
+from hvtools.boot.runs import in_use, runs_folder
 from hvtools.boot.startup import Application, Linux, Payload
 from hvtools.boot.strategy import BootStrategy, State, StrategyError
 from hvtools.errors import HvError, UsageError
@@ -225,11 +225,12 @@ def booting(
     """
     platform = request.checked()
     payload = payload or payload_of(request)
-    parts = collect(request, debugger)
-    for image in (request.disk, request.installed):
-        if image is not None:
-            disk.check_bootable(image)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(in_use(build.ROOT)))
+        parts = collect(request, debugger)
+        for image in (request.disk, request.installed):
+            if image is not None:
+                disk.check_bootable(image)
         if keep_image:
             image_folder = folder
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from hvtools import build
 from hvtools.boot.hvlog import LogLine, parse_log
 from hvtools.errors import UsageError
+from hvtools.lock import SharedLock
 from hvtools.machines.console import clean
 from hvtools.machines.live import LiveMemory, live_memory
 from hvtools.machines.spec import CONSOLE_LOG, HYPERVISOR_LOG, SECOND_SERIAL_LOG
@@ -21,6 +22,11 @@ _LINE_MAX = 4096  # characters; a line of the log has at most 320
 def runs_folder(workspace: Path = build.ROOT) -> Path:
     """Where the folders are that nobody asked to keep elsewhere."""
     return workspace / "Build" / "Boot"
+
+
+def in_use(workspace: Path) -> SharedLock:
+    """Say that something of this clone's Build is in use, until the lock is closed; `hv clean` takes it alone."""
+    return SharedLock(workspace / ".hv" / "runs.lock")
 
 
 def _last_lines(path: Path) -> list[LogLine]:

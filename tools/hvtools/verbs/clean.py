@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause-Patent
 """`hv clean`: back to a fresh clone, and with `--cache` to a fresh machine."""
 
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import click
 
 from hvtools import build, cache, edk2, ui
+from hvtools.boot.runs import in_use
+from hvtools.errors import HvError
 
 _LEFT = ("Build", "Conf", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis")
 
@@ -25,7 +28,9 @@ def command(empty_cache: bool) -> None:
 
     The Python environment that is in use stays; those of other versions of this clone go.
     """
-    with build.lock(build.ROOT):
+    with contextlib.closing(in_use(build.ROOT)) as users, build.lock(build.ROOT):
+        if not users.try_own():
+            raise HvError("a boot of this clone runs, in a folder that would go: run `hv clean` when it has ended")
         for name in _LEFT:
             shutil.rmtree(build.ROOT / name, ignore_errors=True)
         edk2.unlink(build.ROOT)
