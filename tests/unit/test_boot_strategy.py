@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from hvtools.boot import runner
+from hvtools.boot.request import BootRequest
 from hvtools.boot.strategy import BootStrategy, State, StrategyError
 from hvtools.errors import HvError, UsageError
 from hvtools.machines.protocols import Cause, ConsoleClosedError, ConsoleTimeoutError, Ending, MachineError
@@ -71,6 +74,22 @@ FIRMWARE = "BdsDxe: starting\nPress ESC in 5 seconds to skip startup.nsh or any 
 SHELL = FIRMWARE + "hvboot: shell\n"
 LOADED = SHELL + "hvboot: load 0x0\n"
 ROOT = LOADED + "hvcheck: init version=1 kernel=6 online=1\n"
+
+
+def test_a_machine_that_stays_on_does_not_cost_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(PlayedMachine):
+        def off(self) -> None:
+            raise MachineError("box1: switching it off failed")
+
+    @contextlib.contextmanager
+    def booting(*arguments: object, **named: object) -> Iterator[BootStrategy]:
+        with BootStrategy(Stuck(ROOT, Ending(Cause.POWEROFF, "powered off")), True, 60) as strategy:
+            yield strategy
+
+    monkeypatch.setattr(runner, "booting", booting)
+    result = runner.run(BootRequest(cpus=1), Path())
+    assert result.record.ending is not None and State.ROOT in result.record.seconds
+    assert result.failures[-1] == "box1: switching it off failed"
 
 
 def test_the_way_to_the_root_goes_through_all_states() -> None:

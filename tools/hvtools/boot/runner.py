@@ -27,7 +27,7 @@ from hvtools.images.fat import build_volume
 from hvtools.images.files import check_room
 from hvtools.images.initramfs import build_initramfs
 from hvtools.images.signing import Keys
-from hvtools.machines.protocols import Ending
+from hvtools.machines.protocols import Ending, MachineError
 from hvtools.machines.registry import Box, Listener, platform_named
 from hvtools.machines.spec import MachineSpec
 
@@ -307,29 +307,36 @@ def run(
         HvError: something cannot be built or fetched. A boot that fails is a result, not an error.
     """
     platform = request.checked()
-    with booting(request, folder, keep_image=keep_image, observer=observer, listener=listener) as strategy:
-        error: StrategyError | None = None
-        ending: Ending | None = None
-        try:
-            strategy.transition(State.ROOT)
-            ending = strategy.finish()
-        except StrategyError as failure:
-            error = failure
-        machine = strategy.machine
-        record = BootRecord(
-            vendor=platform.vendor,
-            accelerator=request.accelerator or platform.accelerator,
-            console=machine.console.text(),
-            log=machine.hypervisor_log(),
-            seconds=dict(strategy.seconds),
-            load_status=strategy.load_status,
-            ending=ending,
-            error=error,
-            console_path=machine.spec.console_log,
-            log_path=machine.spec.hypervisor_log,
-            digest=_digest(request),
-        )
-    return evaluate(request, record)
+    result: BootResult | None = None
+    try:
+        with booting(request, folder, keep_image=keep_image, observer=observer, listener=listener) as strategy:
+            error: StrategyError | None = None
+            ending: Ending | None = None
+            try:
+                strategy.transition(State.ROOT)
+                ending = strategy.finish()
+            except StrategyError as failure:
+                error = failure
+            machine = strategy.machine
+            record = BootRecord(
+                vendor=platform.vendor,
+                accelerator=request.accelerator or platform.accelerator,
+                console=machine.console.text(),
+                log=machine.hypervisor_log(),
+                seconds=dict(strategy.seconds),
+                load_status=strategy.load_status,
+                ending=ending,
+                error=error,
+                console_path=machine.spec.console_log,
+                log_path=machine.spec.hypervisor_log,
+                digest=_digest(request),
+            )
+            result = evaluate(request, record)
+    except MachineError as still_on:
+        if result is None:
+            raise
+        result.failures.append(str(still_on))
+    return result
 
 
 def logs_folder(keep: Path | None, workspace: Path = build.ROOT) -> Path:

@@ -60,7 +60,11 @@ class Power(Protocol):
         """Build the machine with its console attached; where the platform can, no processor runs before `resume`."""
 
     def off(self) -> None:
-        """Take the power away. Never fails, may be called at any time and twice."""
+        """Take the power away. May be called at any time, and twice.
+
+        Raises:
+            MachineError: the switch of a real machine did not do it.
+        """
 
     def wait(self, timeout: float) -> Ending:
         """Wait at most `timeout` seconds until the machine ends by itself."""
