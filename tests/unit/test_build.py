@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hvtools import build, edk2, toolchain
+from hvtools import build, cache, edk2, toolchain
 from hvtools.edk2 import Edk2
 from hvtools.errors import HvError, NoSpaceError
 
@@ -301,6 +301,27 @@ def test_own_edk2_must_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(HvError, match="is not an EDK2 tree") as raised:
         edk2.provide()
     assert raised.value.exit_code == 2
+
+
+def test_any_edit_of_ones_own_edk2_makes_it_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = edk2_tree(tmp_path / "tree")
+    made = tree / "BaseTools" / "Source" / "C" / "bin"
+    for tool in ("GenFw", "GenFv", "GenFfs", "GenSec"):
+        (made / tool).touch()
+    monkeypatch.setenv("HV_EDK2_DIR", str(tree))
+    monkeypatch.setattr(cache, "default", lambda: cache.Cache(tmp_path / "cache"))
+    seen = {edk2.provide().identity}
+    (made / "GenFw").write_text("built again")
+    (tree / "Build" / "Ovmf").mkdir(parents=True)
+    (tree / "Build" / "Ovmf" / "OVMF.fd").touch()
+    (tree / "BaseTools" / "__pycache__").mkdir()
+    (tree / "BaseTools" / "__pycache__" / "x.pyc").touch()
+    assert edk2.provide().identity in seen, "what builds leave there is no edit"
+    source = tree / "BaseTools" / "Plugin" / "One" / "One.py"
+    for edit in (lambda: source.write_text("edited"), lambda: os.utime(source, ns=(0, 0)), source.unlink):
+        edit()
+        assert edk2.provide().identity not in seen
+        seen.add(edk2.provide().identity)
 
 
 @pytest.mark.slow

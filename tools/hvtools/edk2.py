@@ -6,6 +6,7 @@ has a folder `edk2` that is real wherever stuart must look (folders with, or abo
 a symbolic link everywhere else: a few hundred links instead of 19,000 files.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -38,6 +39,8 @@ LINK = "edk2"
 _TOOLS = "VfrCompile EfiRom GenFfs GenFv GenFw GenSec GenCrc32 LzmaCompress TianoCompress VolInfo DevicePath"
 _DESCRIPTOR = re.compile(r"(path_env|ext_dep|plug_in)\.(json|yaml)$", re.IGNORECASE)
 _SOURCE = ".hv-source"
+_HOST_TOOLS = Path("BaseTools", "Source", "C")
+_NO_SOURCES = (".git", "__pycache__")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Edk2:
 
 def _build_tools(tree: Path) -> None:
     """Builds BaseTools' C programs, if that was not done yet."""
-    source = tree / "BaseTools" / "Source" / "C"
+    source = tree / _HOST_TOOLS
     if all((source / "bin" / tool).is_file() for tool in ("GenFw", "GenFv", "GenFfs", "GenSec")):
         return
     with ui.step("building EDK2's BaseTools"):
@@ -147,7 +150,7 @@ def _from_git(into: Path, url: str = GIT_URL, commit: str = GIT_COMMIT) -> None:
 def _own_tree(value: str) -> Path:
     """Somebody's own checkout, named by $HV_EDK2_DIR, as it is."""
     path = Path(value).absolute()
-    if not (path / "MdePkg" / "MdePkg.dec").is_file() or not (path / "BaseTools" / "Source" / "C").is_dir():
+    if not (path / "MdePkg" / "MdePkg.dec").is_file() or not (path / _HOST_TOOLS).is_dir():
         raise UsageError(f"HV_EDK2_DIR: {path} is not an EDK2 tree (it has no MdePkg or no BaseTools)")
     return path
 
@@ -157,8 +160,20 @@ def _own(value: str) -> Edk2:
     path = _own_tree(value)
     with locked(cache.default().root / "locks" / cache.key_of("own", str(path))):
         _build_tools(path)
-    head = subprocess.run(["git", "-C", str(path), "rev-parse", "HEAD"], capture_output=True, text=True)
-    return Edk2(path, f"HV_EDK2_DIR={path}", f"own {path} {head.stdout.strip()}")
+    return Edk2(path, f"HV_EDK2_DIR={path}", f"own {path} {_sources_key(path)}")
+
+
+def _sources_key(tree: Path) -> str:
+    """Changes with any edit of a tree, which need not be a git repository: names, sizes and times, as make has them."""
+    found = hashlib.sha256()
+    made = {tree / _HOST_TOOLS, tree / "Build", tree / "Conf"}
+    for root, dirs, files in os.walk(tree):
+        dirs[:] = sorted(name for name in dirs if name not in _NO_SOURCES and Path(root, name) not in made)
+        for name in sorted(files):
+            path = Path(root, name)
+            status = path.lstat()
+            found.update(f"{path.relative_to(tree)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return found.hexdigest()
 
 
 def _key() -> str:
