@@ -232,6 +232,20 @@ def test_the_result_is_there_when_the_reader_of_the_summary_is_gone(
     assert (tmp_path / "run" / "result.json").read_text() == out.read_text()
 
 
+@pytest.mark.parametrize("word", ["platform", "debian"])
+def test_debians_firmware_is_the_platforms_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, word: str) -> None:
+    asked: list[BootRequest] = []
+
+    def run(request: BootRequest, *arguments: object, **named: object) -> BootResult:
+        asked.append(request)
+        return judged(console())
+
+    monkeypatch.setattr(runner, "run", run)
+    assert cli.run(["boot", "--firmware", word, "--keep", str(tmp_path)]) == 0
+    assert asked[0].firmware is None and not asked[0].built_in
+    assert cli.run(["boot", "--firmware", word, "--built-in"]) == 2
+
+
 def test_an_application_that_does_not_return_is_a_failure() -> None:
     result = application("hvboot: run-begin\nhalf a wo")
     assert result.failures == ["X.efi did not return to the shell"]

@@ -107,6 +107,11 @@ def test_a_box_is_what_it_is(environment: Path) -> None:
             BootRequest(**{**fitting, **other}).checked()
 
 
+def test_a_box_has_a_firmware_of_its_own(environment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["boot", "--on", f"lab:{environment}", "--firmware", "debian"]) == 2
+    assert "say --firmware platform" in capsys.readouterr().err
+
+
 class Recorder:
     """A driver of labgrid that notes what is done with it."""
 

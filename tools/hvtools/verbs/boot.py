@@ -22,6 +22,7 @@ Examples:
   hv boot --secure-boot --tpm                 signed, checked and measured, with keys made for this boot
   hv boot --no-hv                             the same machine without the hypervisor"""
 _FILE = click.Path(path_type=Path)
+_WITHOUT_HVDXE = ("platform", "debian")  # both name the platform's own: an emulator's is Debian's OVMF
 _OPTIONS_TEXT = "\n".join(
     f"  {name}={option.shown} (default {option.default}): {option.text}{'; DEBUG builds' * option.debug_only}"
     for name, option in OPTIONS.items()
@@ -47,7 +48,8 @@ _OPTIONS_TEXT = "\n".join(
     "--firmware",
     metavar="F",
     default="platform",
-    help="ours: OVMF with HvDxe inside, built if need be; or a flash image; else the platform's own.",
+    help="platform: its own (the default); debian: the same, where that is Debian's OVMF; ours: OVMF with HvDxe "
+    "inside, built if need be; or a flash image.",
 )
 @click.option("--built-in", is_flag=True, help="The flash image of --firmware has HvDxe inside: do not load it.")
 @click.option("--secure-boot", is_flag=True, help="Sign everything, and have the firmware check signatures.")
@@ -121,15 +123,18 @@ def command(
     Ends with a summary, and exit code 1 if anything was not as it should be.
     """
     ours = firmware == "ours"
-    if built_in and firmware == "platform":
+    box = platform_named(platform).box
+    if firmware == "debian" and box is not None:
+        raise UsageError("--firmware debian: a box in a lab has its own: say --firmware platform")
+    if built_in and firmware in _WITHOUT_HVDXE:
         raise UsageError("--built-in: the platform's own firmware has no HvDxe inside")
-    box = platform_named(platform).box or Box(DEFAULT_CPUS, DEFAULT_MEMORY_MIB, flash=False)
+    box = box or Box(DEFAULT_CPUS, DEFAULT_MEMORY_MIB, flash=False)
     request = BootRequest(
         platform=platform,
         cpus=box.cpus if cpus is None else cpus,
         memory_mib=box.memory_mib if memory is None else memory,
         hypervisor=not no_hv,
-        firmware=None if firmware in ("ours", "platform") else Path(firmware),
+        firmware=None if ours or firmware in _WITHOUT_HVDXE else Path(firmware),
         built_in=ours or built_in,
         secure_boot=secure_boot,
         keys=keys,
