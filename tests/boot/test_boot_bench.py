@@ -5,12 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from hvtools import build
 from hvtools.bench import linux, shell
-from hvtools.bench.budgets import over_budget, read_budgets
+from hvtools.bench.budgets import of_platforms, over_budget, read_budgets
+from hvtools.bench.figures import HOST, read_report
+from hvtools.boot.request import BootRequest
+from hvtools.boot.runner import run
 from hvtools.machines.registry import platform_named
+
+if TYPE_CHECKING:
+    from tests.boot.conftest import Hv
 
 pytestmark = pytest.mark.needs("hypervisor")
 
@@ -23,6 +31,45 @@ def test_an_exit_is_within_its_budget(platform: str, _logs: Callable[[], Path]) 
     budgets = [each for each in read_budgets() if (each.platform, each.cpus) == (platform, cpus)]
     assert budgets
     assert over_budget(shell.measure(platform, cpus, _logs()), budgets) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_quick_benchmark_has_its_figures(hv: Hv) -> None:
+    with hv.start("bench", "--quick", "--on", "qemu-svm", "--json", "out.json") as running:
+        _, said = running.communicate()
+    assert running.returncode == 0, said
+    figures = read_report(hv.folder / "out.json").figures
+    assert {each.platform for each in figures} == {"qemu-svm", HOST}
+    names = {each.key for each in figures}
+    # All that has a budget, and the exits of a boot, whose kinds are those that came.
+    assert names >= {budget.key for budget in of_platforms(["qemu-svm"])}
+    wanted = (
+        "boot.exits.total",
+        "boot.exits.cpuid",
+        "boot.exits.but-cpuid",
+        "idle.exits.but-cpuid",
+        "load.exits.but-cpuid",
+    )
+    assert names >= {(name, "qemu-svm", 1) for name in wanted}
+    assert all(each.runs for each in figures)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_64_processors_are_virtualised_and_take_little_memory(_logs: Callable[[], Path]) -> None:
+    request = BootRequest(
+        platform="qemu-svm",
+        cpus=64,
+        accelerator="tcg,thread=single",
+        application=build.ensure_built("DEBUG").folder / "HvReturn.efi",
+        timeout=1500,
+    )
+    result = run(request, _logs()).must_be_ok()
+    assert result.virtualised == list(range(64))
+    status = result.checks.status
+    assert status is not None and status.virtualised == 64
+    assert status.reserved_bytes <= (4 << 20) + 64 * (128 << 10)
 
 
 # What was reached, and a little: 1.0009 and 1.0111.
