@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from hvtools.boot import options, startup
+from hvtools.boot import options, runner, startup
 from hvtools.boot.request import BootRequest, parse_added, parse_settings
 from hvtools.errors import UsageError
 from hvtools.generated.options import OPTIONS
@@ -141,6 +141,13 @@ def test_an_application_is_followed_by_the_counters_and_power_off() -> None:
         "echo hvboot: end",
         "reset -s",
     ]
+
+
+@pytest.mark.parametrize(("hypervisor", "built_in"), [(True, False), (True, True), (False, False)])
+def test_counters_are_printed_wherever_there_is_a_hypervisor(hypervisor: bool, built_in: bool) -> None:
+    request = BootRequest(application=Path("X.efi"), hypervisor=hypervisor, built_in=built_in)
+    script = lines(hypervisor and not built_in, {}, runner.payload_of(request))
+    assert ("fs0:\\HvStatus.efi" in script) is hypervisor
 
 
 def test_an_application_has_a_command_line() -> None:

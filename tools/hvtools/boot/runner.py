@@ -191,7 +191,8 @@ def _secure_flash(request: BootRequest, folder: Path, keys: Keys) -> Path:
 def payload_of(request: BootRequest) -> Payload:
     """Say what the startup script does last."""
     if request.application is not None:
-        return Application(startup.APPLICATION_FOLDER / request.application.name, request.append)
+        program = startup.APPLICATION_FOLDER / request.application.name
+        return Application(program, request.append, counters=request.hypervisor)
     return Linux(request.append)
 
 

@@ -73,10 +73,17 @@ class Linux:
 
 @dataclass(frozen=True)
 class Application:
-    """Run one EFI program, print the hypervisor's counters, and power off; `append` is its command line."""
+    """Run one EFI program, and power off.
+
+    Attributes:
+        path: of the program.
+        append: its command line.
+        counters: print the hypervisor's behind it, whoever loaded that.
+    """
 
     path: PurePosixPath
     append: str = ""
+    counters: bool = True
 
 
 @dataclass(frozen=True)
@@ -135,17 +142,17 @@ def startup_script(
         if settings:
             lines.append(options_command(settings))
         lines += [load_command(), f"echo {_MARK} load %lasterror%"]
-    lines += _payload_lines(payload, hypervisor)
+    lines += _payload_lines(payload)
     return "".join(line + "\r\n" for line in lines)
 
 
-def _payload_lines(payload: Payload, hypervisor: bool) -> Sequence[str]:
+def _payload_lines(payload: Payload) -> Sequence[str]:
     if isinstance(payload, Linux):
         return [linux_command(payload.append), f"echo {_MARK} kernel %lasterror%"]
     if isinstance(payload, Application):
         command = f"{_path(payload.path)} {quoted(payload.append.strip())}".strip()
         lines = [f"echo {_MARK} run-begin", command, f"echo {_MARK} run-end %lasterror%"]
-        if hypervisor:
+        if payload.counters:
             lines.append(_path(STATUS))
         return [*lines, f"echo {_MARK} end", "reset -s"]
     return []
