@@ -72,6 +72,18 @@ def test_64_processors_are_virtualised_and_take_little_memory(_logs: Callable[[]
     assert status.reserved_bytes <= (4 << 20) + 64 * (128 << 10)
 
 
+@pytest.mark.slow
+@pytest.mark.everywhere
+@pytest.mark.needs("process", "ticks")
+def test_linux_idles_without_exits_and_pays_for_cpuid_what_the_shell_pays(
+    platform: str, _logs: Callable[[], Path]
+) -> None:
+    (budget,) = [each for each in read_budgets() if each.key == ("exit.cpuid", platform, 1)]
+    found = {each.name: each.value for each in linux.exits(platform, 1, _logs())}
+    assert found["idle.exits.but-cpuid"] == 0
+    assert abs(found["exit.cpuid.linux"] / budget.limit - 1) <= 0.05
+
+
 # What was reached, and a little: 1.0009 and 1.0111.
 MOST = {"bochs-vmx": 1.01, "bochs-svm": 1.02}
 
