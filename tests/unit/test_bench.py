@@ -99,6 +99,7 @@ LIMIT = Budget("exit.cpuid", "bochs-vmx", 1, "instructions", 110)
     [
         (LIMIT_FIGURE, None),
         (figure("exit.cpuid", "bochs-vmx", 1, "instructions", [111]), "111 instructions, at most 110"),
+        (figure("exit.cpuid", "bochs-vmx", 1, "instructions", [0]), "does not exit"),
         (figure("exit.cpuid", "bochs-vmx", 1, "ticks", [1]), "measured in ticks"),
         (figure("exit.cpuid", "bochs-vmx", 2, "instructions", [1]), "was not measured"),
     ],

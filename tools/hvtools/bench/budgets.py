@@ -73,6 +73,8 @@ def over_budget(figures: Iterable[Figure], budgets: Iterable[Budget]) -> list[st
             found.append(f"{where} was not measured")
         elif got.unit != budget.unit:
             found.append(f"{where} was measured in {got.unit}, its budget is in {budget.unit}")
+        elif got.value == 0 and budget.name.startswith("exit."):
+            found.append(f"{where} does not exit")
         elif got.value > budget.limit:
             found.append(f"{where}: {got.value:g} {got.unit}, at most {budget.limit:g}")
     return found

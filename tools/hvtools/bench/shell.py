@@ -15,6 +15,7 @@ from hvtools.boot.hvlog import reasons
 from hvtools.boot.request import BootRequest
 from hvtools.boot.result import BootResult
 from hvtools.boot.runner import run
+from hvtools.boot.startup import options_command
 from hvtools.errors import HvError
 from hvtools.machines.registry import platform_named
 
@@ -24,6 +25,7 @@ _SCRIPT = "\r\n".join(
     [
         "@echo -off",
         r"fs0:\add\HvBench.efi",
+        options_command({"sleep_guard": "always"}),  # the port that exits
         r"load -nc fs0:\add\HvDxe.efi",
         r"fs0:\add\HvBench.efi",
         r"fs0:\add\HvStatus.efi",
