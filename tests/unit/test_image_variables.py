@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: BSD-2-Clause-Patent
 """The hypervisor's options in firmware images."""
 
+import os
 import shutil
+import struct
 import uuid
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from edk2toollib.uefi.edk2.variablestore_manulipulations import VariableStore
 
 from hvtools.errors import UsageError
 from hvtools.generated.options import GUID
@@ -14,6 +17,9 @@ from hvtools.images.variables import read_options, write_options
 from hvtools.verbs import options
 
 OVMF_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+OVMF_CODE = OVMF_VARIABLES.with_name("OVMF_CODE_4M.fd")
+STORE = 72  # of the store's own header, behind the volume's
+STORE_SIZE = STORE + 16
 NAME = "HvOptions\0".encode("utf-16-le")
 
 
@@ -60,7 +66,7 @@ def test_what_is_no_firmware_is_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_a_broken_store_is_refused(image: Path) -> None:
     content = bytearray(image.read_bytes())
-    content[72:100] = bytes(28)  # the store's own header, behind the volume's
+    content[STORE : STORE + 28] = bytes(28)
     image.write_bytes(content)
     with pytest.raises(UsageError):
         read_options(image)
@@ -69,6 +75,72 @@ def test_a_broken_store_is_refused(image: Path) -> None:
 def test_a_full_store_says_so(image: Path) -> None:
     with pytest.raises(UsageError, match="too large"):
         write_options(image, {"log": "w" * (1 << 20)})
+
+
+def sized(image: Path, size: int) -> bytes:
+    """The image with another size in the store's header."""
+    content = bytearray(image.read_bytes())
+    struct.pack_into("<I", content, STORE_SIZE, size)
+    image.write_bytes(content)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("size", [0x84000 - STORE + 1, 0x200000, 0xFFFFFF])
+@pytest.mark.parametrize("code", [b"", OVMF_CODE.read_bytes()], ids=["alone", "with code"])
+def test_a_store_that_is_larger_than_its_volume_is_refused(image: Path, size: int, code: bytes) -> None:
+    """What is behind the volume is code: it was erased as the store's free space."""
+    image.write_bytes(image.read_bytes() + code)
+    before = sized(image, size)
+    with pytest.raises(UsageError, match="larger than its volume"):
+        write_options(image, {"log": "warn"})
+    assert image.read_bytes() == before
+    assert list(image.parent.iterdir()) == [image]
+
+
+def test_a_store_is_full_before_its_last_variable_is_behind_it(image: Path) -> None:
+    """The store's header, variables and the end are all there is room for."""
+    write_options(image, {"log": "warn"})
+    used = image.read_bytes().rindex(b"log=warn") + len(b"log=warn") - STORE
+    end = 60  # the header of an authenticated variable
+    before = sized(image, used + end - 1)
+    with pytest.raises(UsageError, match="too large"):
+        write_options(image, {"log": "info"})
+    assert image.read_bytes() == before
+    sized(image, used + end)
+    write_options(image, {"log": "info"})
+    assert read_options(image) == "log=info"
+
+
+def test_an_image_that_cannot_be_changed_stays_whole(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails in the middle fails on a copy."""
+    before = image.read_bytes()
+
+    def half(store: VariableStore) -> None:
+        store.rom_file_map[: len(before) // 2] = bytes(len(before) // 2)
+        raise ValueError("no more")
+
+    monkeypatch.setattr(VariableStore, "flush_to_file", half)
+    with pytest.raises(UsageError, match="no more"):
+        write_options(image, {"log": "warn"})
+    assert image.read_bytes() == before
+    assert list(image.parent.iterdir()) == [image]
+
+
+def test_an_image_behind_a_link_is_changed_and_keeps_its_permissions(image: Path, tmp_path: Path) -> None:
+    image.chmod(0o640)
+    link = tmp_path / "link.fd"
+    link.symlink_to(image.name)
+    write_options(link, {"log": "warn"})
+    assert link.is_symlink() and read_options(image) == "log=warn"
+    assert image.stat().st_mode & 0o777 == 0o640
+
+
+def test_an_image_that_may_not_be_written_is_refused(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = image.read_bytes()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write to everything
+    with pytest.raises(UsageError, match="not to be written"):
+        write_options(image, {"log": "warn"})
+    assert image.read_bytes() == before
 
 
 def test_the_verb_sets_shows_and_clears(image: Path) -> None:

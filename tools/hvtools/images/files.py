@@ -38,6 +38,8 @@ def check_room(folder: Path, size: int) -> None:
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`, which becomes `path` at the end, and nothing if the block fails.
 
+    A file that was there is replaced, and what takes its place has its permissions.
+
     Raises:
         NoSpaceError: the disk is full.
         UsageError: the file cannot be written.
@@ -53,7 +55,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         executable = temporary.stat().st_mode & 0o111  # as a linker leaves it
-        temporary.chmod((0o666 | executable) & ~umask)  # mkstemp gives 0600
+        # mkstemp gives 0600
+        temporary.chmod(path.stat().st_mode & 0o777 | executable if path.exists() else (0o666 | executable) & ~umask)
         temporary.replace(path)
     except OSError as error:
         raise _explained(path, error) from error

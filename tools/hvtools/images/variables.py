@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import struct
 import uuid
 from collections.abc import Iterator, Mapping
@@ -15,6 +17,7 @@ from edk2toollib.uefi.edk2.variablestore_manulipulations import VariableStore
 
 from hvtools.errors import UsageError
 from hvtools.generated.options import GUID, VARIABLE
+from hvtools.images.files import written_whole
 
 # PI 1.8 volume 3, 3.2.1: a volume's GUID, its length and its signature, behind 16 reserved bytes.
 _VOLUME = struct.Struct("<16x16sQ4s")
@@ -52,10 +55,11 @@ def _find(image: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _store(image: Path) -> Iterator[VariableStore]:
+def _store(image: Path, copy: Path | None = None) -> Iterator[VariableStore]:
+    """Open the store of an image, or that of a copy; errors name the image."""
     try:
         offset, length = _find(image)
-        store = VariableStore(str(image), store_base=offset, store_size=length)
+        store = VariableStore(str(copy or image), store_base=offset, store_size=length)
     except OSError as error:
         raise UsageError(f"{image}: {error.strerror}") from error
     except UsageError:
@@ -63,6 +67,9 @@ def _store(image: Path) -> Iterator[VariableStore]:
     except Exception as error:  # the library has no exceptions of its own
         raise UsageError(f"{image} has a store of UEFI variables that cannot be read: {error}") from error
     try:
+        # The store says itself how large it is: behind its volume there is code.
+        if store.fv_header.HeaderLength + store.var_store_header.Size > length:
+            raise UsageError(f"{image} has a store of UEFI variables that is larger than its volume")
         yield store
     finally:
         store.rom_file_map.close()
@@ -123,23 +130,34 @@ def _signature_list(certificate: bytes) -> bytes:
 
 
 def _write(image: Path, wanted: list[_Variable]) -> None:
-    """Set variables; one without data is removed."""
-    with _store(image) as store:
-        for new in wanted:
-            store.variables = [variable for variable in store.variables if not _is(variable, new.name, new.guid)]
-            if new.data:
-                variable = store.get_new_var_class()
-                variable.State, variable.Attributes, variable.VendorGuid = _ADDED, new.attributes, new.guid
-                variable.set_name(new.name)
-                variable.set_data(new.data)
-                store.add_variable(variable)
-        try:
-            store.flush_to_file()
-        except Exception as error:
-            raise UsageError(f"{image}: {error}") from error
-        # What is behind the last variable must be as if erased, or the firmware's next write fails.
-        begin = store.store_base + store.fv_header.HeaderLength
-        used = store.var_store_header.StructSize + sum(v.get_buffer_size() for v in store.variables)
-        free = store.var_store_header.Size - used
-        store.rom_file_map[begin + used : begin + used + free] = b"\xff" * free
-        store.rom_file_map.flush()
+    """Set variables; one without data is removed. The image is replaced at the end, or it stays as it is."""
+    if image.exists() and not os.access(image, os.W_OK):
+        raise UsageError(f"{image} is not to be written to")
+    with written_whole(image.resolve()) as copy:
+        shutil.copyfile(image, copy)
+        with _store(image, copy) as store:
+            _change(image, store, wanted)
+
+
+def _change(image: Path, store: VariableStore, wanted: list[_Variable]) -> None:
+    for new in wanted:
+        store.variables = [variable for variable in store.variables if not _is(variable, new.name, new.guid)]
+        if new.data:
+            variable = store.get_new_var_class()
+            variable.State, variable.Attributes, variable.VendorGuid = _ADDED, new.attributes, new.guid
+            variable.set_name(new.name)
+            variable.set_data(new.data)
+            store.add_variable(variable)
+    used = store.var_store_header.StructSize + sum(v.get_buffer_size() for v in store.variables)
+    free = store.var_store_header.Size - used
+    # The library forgets the store's own header when it compares.
+    if free < store.get_new_var_class().StructSize:
+        raise UsageError(f"{image}: the variables are too large for the store, which has {used + free} bytes")
+    try:
+        store.flush_to_file()
+    except Exception as error:
+        raise UsageError(f"{image}: {error}") from error
+    # What is behind the last variable must be as if erased, or the firmware's next write fails.
+    begin = store.store_base + store.fv_header.HeaderLength
+    store.rom_file_map[begin + used : begin + used + free] = b"\xff" * free
+    store.rom_file_map.flush()
