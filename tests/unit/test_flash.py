@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hvtools import flash, toolchain
+from hvtools import cli, flash, toolchain
 from hvtools.errors import HvError, UsageError
 from hvtools.flash import Backup, Chip
 from hvtools.verbs import flash as verb
@@ -81,7 +81,7 @@ def test_an_image_is_written_and_undone(board: Board) -> None:
     assert board.content.read_bytes() == NEW
     assert board.backup.read_bytes() == OLD
     assert board.state == flash.DONE
-    flash.restore(Backup.load(board.backup), board.steps.append)
+    flash.restore(Backup.load(board.backup), board.chip, board.steps.append)
     assert board.content.read_bytes() == OLD
 
 
@@ -203,6 +203,53 @@ def test_a_write_that_is_cut_off_is_repaired(board: Board) -> None:
     verb.command.main(["restore", str(board.backup)], standalone_mode=False)
     assert board.content.read_bytes() == OLD
     assert board.state == flash.DONE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["-p", "ch341a_spx"], 2, "no such programmer"),
+        (["-c", "W25Q64JV.M"], 2, "no such chip"),
+        (["-p", "dummy:emulate=SST25VF032B"], 2, "has 131072 bytes, the chip has 4194304"),
+        (["-p", "dummy"], 1, "no chip answers"),
+    ],
+)
+def test_a_mistyped_restore_keeps_what_repairs_the_chip(
+    board: Board, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
+) -> None:
+    board.write(NEW)
+    notes = Backup.notes(board.backup).read_bytes()
+    assert cli.run(["flash", "restore", *arguments, str(board.backup)]) == code
+    assert said in capsys.readouterr().err
+    assert Backup.notes(board.backup).read_bytes() == notes
+    assert cli.run(["flash", "restore", str(board.backup)]) == 0
+    assert board.content.read_bytes() == OLD
+
+
+def test_another_programmer_is_noted_when_the_chip_holds_the_backup(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then the one that is known to work stays, with a state that says that a write began."""
+    board.write(NEW)
+    other = f"{board.programmer},freq=1MHz"
+    written = Chip.write
+
+    def noted(chip: Chip, image: Path, region: flash.Region | None = None) -> None:
+        assert (Backup.load(board.backup).chip, board.state) == (board.chip, flash.WRITING)
+        written(chip, image, region)
+
+    monkeypatch.setattr(Chip, "write", noted)
+    assert cli.run(["flash", "restore", "-p", other, str(board.backup)]) == 0
+    assert (Backup.load(board.backup).chip, board.state) == (Chip(other), flash.DONE)
+
+
+def test_wrong_use_that_a_write_finds_is_wrong_use(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(chip: Chip, image: Path, region: flash.Region | None = None) -> None:
+        raise UsageError("the image has not the size of the chip")
+
+    monkeypatch.setattr(Chip, "write", refused)
+    with pytest.raises(UsageError, match="not the size of the chip$"):
+        board.write(NEW)
 
 
 @pytest.mark.parametrize(

@@ -348,15 +348,24 @@ def write(
     return saved, region
 
 
-def restore(backup: Backup, step: Step) -> None:
+def restore(backup: Backup, chip: Chip, step: Step) -> None:
     """Bring a chip back to what it was, and compare.
 
+    Args:
+        backup: what it was. Its notes keep their chip until this one holds the content.
+        chip: the chip, perhaps by another programmer than at the back-up.
+        step: called with what begins.
+
     Raises:
+        UsageError: this cannot be the chip of the back-up, and neither was changed.
         HvError: it did not work; it can be tried again.
     """
+    held, size = backup.path.stat().st_size, chip.size()
+    if held != size:
+        raise UsageError(f"the back-up {backup.path} has {held} bytes, the chip has {size}: check --programmer, --chip")
     backup.state = WRITING
     backup.save()
-    _write(backup.chip, backup.path, None, backup, step)
+    _write(chip, backup.path, None, backup, step)
 
 
 def _write(chip: Chip, image: Path, region: Region | None, saved: Backup, step: Step) -> None:
@@ -365,7 +374,9 @@ def _write(chip: Chip, image: Path, region: Region | None, saved: Backup, step: 
         chip.write(image, region)
         step("comparing the whole chip")
         chip.verify(image)
+    except UsageError:
+        raise
     except HvError as error:
         raise HvError(f"{error}; the chip may hold a part only: run `hv flash restore {saved.path}`") from error
-    saved.state = DONE
+    saved.chip, saved.state = chip, DONE
     saved.save()

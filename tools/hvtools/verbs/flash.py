@@ -112,6 +112,5 @@ def write(
 def restore(backup: Path, programmer: str | None, chip: str | None) -> None:
     """Bring the chip back to BACKUP, also after a write that was cut off."""
     saved = flash.Backup.load(backup)
-    saved.chip = flash.Chip(programmer or saved.chip.programmer, chip or saved.chip.name)
-    flash.restore(saved, _step)
+    flash.restore(saved, flash.Chip(programmer or saved.chip.programmer, chip or saved.chip.name), _step)
     ui.out.print(f"the chip holds {backup} again", markup=False)
