@@ -3,7 +3,9 @@
 
 import hashlib
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -402,6 +404,38 @@ def test_install_uses_sudo_where_it_asks_for_nothing(
     fake("sudo", 'shift; exec "$@"')
     apt.install(["nasm"])
     assert (tmp_path / "calls").read_text().endswith("install -y --no-install-recommends nasm\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("verb", ["install", "update"])
+def test_apt_comes_to_its_end_when_hv_is_stopped(fake: Fake, tmp_path: Path, number: signal.Signals, verb: str) -> None:
+    """apt-get stops its parent in the middle of its work, and goes on when the parent says that it waits."""
+    os.mkfifo(tmp_path / "go")
+    fake(
+        "apt-get",
+        f"""
+        case "$*" in
+        *{verb}*) kill -{number} $PPID; read word < {tmp_path}/go; echo done > {tmp_path}/done ;;
+        *) exit 100 ;;
+        esac
+        """,
+    )
+    program = (
+        "import os, signal\n"
+        "from hvtools import apt, cli\n"
+        "os.geteuid = lambda: 0\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGTERM, cli._end)\n"
+        "apt.install(['nasm'])\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("stopping when apt-get" in line for line in process.stderr)
+        assert not (tmp_path / "done").exists()
+        (tmp_path / "go").write_text("go\n")
+        process.stderr.read()
+    assert process.returncode != 0
+    assert (tmp_path / "done").read_text() == "done\n"
 
 
 def test_install_reads_the_lists_when_a_package_is_not_found(

@@ -8,10 +8,12 @@ machine's own Debian entries with another suite, so mirrors, proxies and keys st
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from hvtools import ui
 from hvtools.cache import Cache
@@ -35,7 +37,7 @@ _NOT_THERE = re.compile(
 )
 
 
-def _run(command: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], cwd: Path | None = None, own_session: bool = False) -> subprocess.CompletedProcess[str]:
     """Runs a command of apt or dpkg in English, both streams captured together."""
     try:
         return subprocess.run(
@@ -47,9 +49,32 @@ def _run(command: list[str], cwd: Path | None = None) -> subprocess.CompletedPro
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
+            start_new_session=own_session,
         )
     except FileNotFoundError:
         raise HvError(f"{command[0]} is not on this machine: set-up needs Debian, or one of its relatives") from None
+
+
+def _run_to_its_end(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs apt-get on the machine's own packages; who wants to stop us in the meantime waits for its end.
+
+    dpkg that is killed in the middle leaves packages that no later installation goes past.
+    """
+    wanted: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if not wanted:
+            ui.info("stopping when apt-get has come to its end")
+        wanted.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        return _run(command, own_session=True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if wanted:
+            signal.raise_signal(wanted[0])
 
 
 def failure(what: str, output: str) -> HvError:
@@ -91,11 +116,11 @@ def install(packages: Iterable[str]) -> None:
     with ui.step(f"installing {' '.join(names)}"):
         # The lock is dpkg's own: two runs at once wait for each other.
         command = [*prefix, "apt-get", "-o", "DPkg::Lock::Timeout=600", *line.split()[1:]]
-        result = _run(command)
+        result = _run_to_its_end(command)
         if result.returncode != 0 and not _NO_SPACE.search(result.stdout):
             # The machine's lists may be missing or old. A foreign source that fails is not our affair.
-            update = _run([*prefix, "apt-get", "-o", "DPkg::Lock::Timeout=600", "update"])
-            result = _run(command)
+            update = _run_to_its_end([*prefix, "apt-get", "-o", "DPkg::Lock::Timeout=600", "update"])
+            result = _run_to_its_end(command)
             if result.returncode != 0 and _NO_NETWORK.search(update.stdout):
                 raise failure(f"the packages {' '.join(names)}", update.stdout)
         if result.returncode != 0:
