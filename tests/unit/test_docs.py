@@ -194,6 +194,16 @@ def test_the_manual_is_made_with_the_reference(tmp_path: Path) -> None:
     )
 
 
+def test_a_folder_that_is_no_manual_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MkDocs would empty it."""
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "thesis.txt").write_text("years")
+    assert cli.run(["docs", "--out", str(work)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert [path.name for path in work.iterdir()] == ["thesis.txt"]
+
+
 def test_every_page_is_in_the_manuals_contents() -> None:
     contents = (ROOT / "mkdocs.yml").read_text()
     for page in [page for page in PAGES if DOCS in page.parents]:
@@ -210,6 +220,10 @@ def test_a_link_that_leads_nowhere_is_an_error(
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
     monkeypatch.setattr(docs, "_CONFIGURATION", tmp_path / "mkdocs.yml")
     assert cli.run(["docs", "--out", str(tmp_path / "site")]) == 0
+    left = tmp_path / "site" / "Left.html"
+    left.touch()
+    assert cli.run(["docs", "--out", str(tmp_path / "site")]) == 0
+    assert not left.exists(), "of a page that is gone"
     with (pages / "index.md").open("a") as page:
         page.write("\n[nowhere](Nowhere.md)\n")
     assert cli.run(["docs", "--out", str(tmp_path / "site")]) == 1

@@ -12,6 +12,8 @@ from hvtools.errors import HvError, UsageError
 
 _CONFIGURATION = build.ROOT / "mkdocs.yml"
 _MARKS = ("WARNING", "ERROR")
+_OUT = build.ROOT / "Build" / "Docs"
+_MADE_HERE = ".hv-docs"  # MkDocs leaves hidden files when it empties a folder
 
 
 @click.command(
@@ -24,19 +26,17 @@ Examples:
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    default=build.ROOT / "Build" / "Docs",
+    default=_OUT,
     metavar="DIR",
     help="Where it goes (Build/Docs).",
 )
 def command(out: Path) -> None:
     """Make the manual as HTML, with the reference pages that are generated from the tables.
 
-    A link that leads nowhere is an error.
+    A link that leads nowhere is an error. What an earlier manual left in DIR is removed; a folder with other things in
+    it is refused.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out: the folder {out} cannot be made: {error.strerror}") from error
+    _take(out)
     stale = [path for path in gen.stale(gen.render(), gen.ROOT) if path.suffix == ".md"]
     if stale:
         raise HvError(f"reference pages are stale, run `./hv gen`: {' '.join(map(str, stale))}")
@@ -57,3 +57,15 @@ def command(out: Path) -> None:
             ui.info(f"    {line}")
         raise HvError(f"the manual has errors: {wrong[0]}")
     ui.out.print(f"{out / 'index.html'}", markup=False)
+
+
+def _take(out: Path) -> None:
+    """Make the folder, or see that all that is in it is ours: MkDocs empties it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        mark = out / _MADE_HERE
+        if any(out.iterdir()) and not mark.exists() and out != _OUT:
+            raise UsageError(f"--out: {out} has files that are no manual of `hv docs`: name a new or empty folder")
+        mark.touch()
+    except OSError as error:
+        raise UsageError(f"--out: the folder {out} cannot be made: {error.strerror}") from error
