@@ -160,7 +160,8 @@ def test_the_verb_sets_shows_and_clears(image: Path) -> None:
     [
         (["log=loud"], "must be"),
         (["speed=9"], "no such option"),
-        (["log"], "OPTION=VALUE"),
+        (["log"], "^log: must be OPTION=VALUE"),
+        (["trace=" + "1" * 5000], "longer than"),
         (["--clear", "log=warn"], "does not go"),
     ],
 )

@@ -27,6 +27,9 @@ def check(settings: Mapping[str, str], target: str = "DEBUG") -> None:
     Raises:
         UsageError: a name, value, or all of it together is wrong.
     """
+    # Before the values: Python converts no number of thousands of digits.
+    if len(" ".join(f"{name}={value}" for name, value in settings.items())) > MAX_BYTES:
+        raise UsageError(f"all options together are longer than {MAX_BYTES} characters")
     for name, value in settings.items():
         option = OPTIONS.get(name)
         if option is None:
@@ -35,5 +38,3 @@ def check(settings: Mapping[str, str], target: str = "DEBUG") -> None:
             raise UsageError(f"option {name}={value}: must be {option.shown}")
         if option.debug_only and target != "DEBUG":
             raise UsageError(f"option {name}: only DEBUG builds have this option")
-    if len(" ".join(f"{name}={value}" for name, value in settings.items())) > MAX_BYTES:
-        raise UsageError(f"all options together are longer than {MAX_BYTES} characters")

@@ -31,7 +31,10 @@ def command(image: Path, settings: tuple[str, ...], clear: bool, json_file: Path
     """
     if not image.is_file():
         raise UsageError(f"the firmware image {image} does not exist")
-    wanted = parse_settings(settings)
+    try:
+        wanted = parse_settings(settings)
+    except UsageError as error:
+        raise UsageError(str(error).removeprefix("--set ")) from None  # `hv boot` has that option
     if clear and wanted:
         raise UsageError("--clear does not go with settings")
     if clear or wanted:
