@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,18 @@ def test_a_dump_without_one_of_its_lines_is_not_checked(name: str) -> None:
     kept = [line for line in lines if " dump " in line or "-processor " in line or "vmx-" in line]
     for gone in kept:
         (report,) = reader.read(io.BytesIO("\n".join(line for line in lines if line != gone).encode()))
-        assert any("words of the dump are missing" in line for line in report.explanations), gone
+        assert any("damaged or not whole" in line for line in report.explanations), gone
         assert report.data["dumps"][0]["broken"] is None
+
+
+@pytest.mark.parametrize("parts", ["99999999999", "-1", "9" * 30])
+def test_a_dump_with_parts_that_cannot_be_is_not_checked(parts: str) -> None:
+    text = (SAMPLES / "hv-vmcs-refused.log").read_text()
+    damaged = re.sub(r"parts=\d+", f"parts={parts}", text)
+    assert damaged != text
+    (report,) = reader.read(io.BytesIO(damaged.encode()))
+    assert any(word in line for line in report.explanations for word in ("damaged or not whole", "cut off"))
+    assert not any(dump["broken"] for dump in report.data["dumps"])
 
 
 def test_a_dump_without_its_end_is_named() -> None:

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import random
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -18,7 +21,10 @@ from hvtools import build, cli
 from hvtools.boot.hvlog import parse_log
 from hvtools.decode import reader
 from hvtools.decode.report import Report
+from hvtools.decode.symbols import Symbols
+from hvtools.errors import UsageError
 from hvtools.verbs.decode import command
+from tests.unit.c.host import run_gcc
 from tests.unit.decode.test_decode_dump import SAMPLES
 
 FILES = sorted(SAMPLES.iterdir())
@@ -58,6 +64,24 @@ def test_random_bytes(data: bytes) -> None:
     read(data)
 
 
+NUMBERS = st.sampled_from(
+    [
+        *("0", "1", "7", "31", "-1", "", "9" * 11, "8000000000000000", "ffffffffffffffff"),
+        *("f" * 40, "f" * 3900, "9" * 5000),
+    ]
+)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.name.startswith("hv-")], ids=lambda file: file.name)
+def test_a_log_with_another_number_in_any_place(file: Path) -> None:
+    """Also where a number goes on into the C code."""
+    text = file.read_bytes()
+    places = {match[1]: match for match in re.finditer(rb"( [a-z][a-z0-9-]*=(?:0x)?)[0-9a-f]+\b", text)}
+    for match in places.values():
+        for number in (b"-1", b"9" * 11, b"f" * 17, b"f" * 3900):
+            read(text[: match.end(1)] + number + text[match.end() :])
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_samples(data: st.DataObject) -> None:
@@ -73,7 +97,6 @@ def test_damaged_samples(data: st.DataObject) -> None:
     read(bytes(text[: data.draw(st.integers(0, len(text)))]))
 
 
-NUMBERS = st.sampled_from(["0", "1", "7", "31", "8000000000000000", "ffffffffffffffff", "f" * 40, "9" * 5000, "-1", ""])
 LINES = st.sampled_from(
     [
         "hv: error cpu{0} exit-unknown code=0x{0} info1=0x{1} info2=0x{2} rip=0x{0}",
@@ -113,6 +136,25 @@ LINES = st.sampled_from(
 @given(st.lists(st.builds(lambda line, *n: line.format(*n), LINES, NUMBERS, NUMBERS, NUMBERS), max_size=20))
 def test_lines_of_every_format_with_any_number(lines: list[str]) -> None:
     read("\n".join(lines).encode())
+
+
+REGISTERS = "RAX=0000000000000001 RBX=0000000000000002\nRIP=0000000000001003 CR0=80000011\n"
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["00", "0f", "<66>", "??", " ", "  ", "<", ">", "-", "f"]), max_size=12))
+def test_bytes_of_code_however_they_are_put_together(parts: list[str]) -> None:
+    read(f"{REGISTERS}Code={''.join(parts)}\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("code", "read_as"), [("00 <90> 0ffc", "90"), ("00 <0f> a2 f", "0f a2"), ("00 <90> 0f ?? 00", "90")]
+)
+def test_code_is_read_as_far_as_it_is_bytes(code: str, read_as: str) -> None:
+    (report,) = read(f"{REGISTERS}Code={code}\nRBX=0000000000000007\n".encode())
+    (processor,) = report.data["processors"]
+    assert processor["registers"]["rbx"] == "0x2", "the code ends a dump"
+    assert f"({read_as})" in report.explanations[0]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -241,6 +283,32 @@ def test_a_file_of_the_wrong_kind_gives_one_line(
     sample = SAMPLES / "hv-host-exception.log"
     assert cli.run(["decode", str(sample), option, str(empty)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def debug(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A small .debug file."""
+    folder = tmp_path_factory.mktemp("debug")
+    (folder / "x.c").write_text("int f (int a) { return a + 1; }\nint g (int a) { return f (a) * 3; }\n")
+    run_gcc("-g", "-shared", "-nostdlib", "-o", folder / "x.debug", folder / "x.c")
+    return (folder / "x.debug").read_bytes()
+
+
+def test_a_damaged_debug_file_is_refused_or_read(tmp_path: Path, debug: bytes) -> None:
+    """Whatever the library makes of it, an assertion that fails too."""
+    path = tmp_path / "x.debug"
+    path.write_bytes(debug)
+    (start,) = [start for start, name, _ in Symbols(path)._functions if name == "f"]
+    assert Symbols(path).name(start).startswith("f+0x0 (")
+    dice = random.Random(1)
+    for _ in range(600):
+        damaged = bytearray(debug)
+        for _ in range(dice.randint(1, 8)):
+            at = dice.randrange(len(debug))
+            damaged[at : at + 4] = dice.randbytes(4)
+        path.write_bytes(damaged)
+        with contextlib.suppress(UsageError):
+            Symbols(path).name(start)
 
 
 def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

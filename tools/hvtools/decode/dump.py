@@ -27,6 +27,7 @@ _NEEDED = {
 CPUS_MAX = 512  # processors of which something is remembered: a damaged log may have any number of them
 _WORDS_MAX = 1024  # more than a VMCB or VMCS has
 _FINDINGS_MAX = 64
+_PARTS = range(1 << 32)  # what the C code can be given
 
 _BITS = {
     "PINBASED_CTLS": "HV_VMX_PIN",
@@ -94,7 +95,7 @@ class Dump:
         parts: HV_PART: what the processor was to check.
         environment: What the rules depend on besides the state, by the log's keys.
         words: By encoding (VMCS) or offset (VMCB).
-        complete: Nothing of it is missing.
+        complete: Nothing of it is missing, and its parts can be some.
         findings: The rules that it breaks; None before `check`.
     """
 
@@ -195,7 +196,8 @@ class Dumps:
         if values["kind"] not in ("vmcs", "vmcb"):
             return None
         dump.kind, dump.parts = str(values["kind"]), int(values["parts"])
-        dump.complete = len(dump.words) == values["words"] and dump.environment.keys() >= _NEEDED[dump.kind]
+        whole = len(dump.words) == values["words"] and dump.environment.keys() >= _NEEDED[dump.kind]
+        dump.complete = whole and dump.parts in _PARTS
         return dump
 
     def unfinished(self) -> list[Dump]:

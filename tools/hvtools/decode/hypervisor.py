@@ -20,6 +20,7 @@ from hvtools.generated.log_events import EVENTS
 Values = dict[str, int | str]
 
 _FINDINGS_MAX = 200
+_LOGGED = range(1 << 64)  # numbers that HvDxe can log
 _DUMPS_MAX = 16
 
 
@@ -32,9 +33,12 @@ def typed(line: LogLine) -> Values | None:
     for key, kind in row.fields:
         text = line.fields[key]
         try:
-            values[key] = text if kind == "s" else int(text, 16 if kind == "x" else 10)
+            value = text if kind == "s" else int(text, 16 if kind == "x" else 10)
         except ValueError:
             return None
+        if isinstance(value, int) and value not in _LOGGED:
+            return None
+        values[key] = value
     return values
 
 
@@ -126,7 +130,7 @@ class HypervisorLog:
     def _add_dump(self, report: Report, dump: Dump, said: list[Finding]) -> None:
         name = f"cpu{dump.cpu}: {dump.kind.upper()}"
         if not dump.complete:
-            report.explanations.append(f"{name}: words of the dump are missing, so the rules do not run over it")
+            report.explanations.append(f"{name}: the dump is damaged or not whole, so the rules do not run over it")
             report.explanations += [f"{name}: breaks {finding.text()}; so the log says" for finding in said]
         else:
             try:

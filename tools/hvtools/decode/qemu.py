@@ -16,7 +16,7 @@ _REGISTER = re.compile(r"\b(R[0-9A-Z]{1,2}|E[A-Z]{2}|CR[0-8]|EFER) ?=([0-9a-f]{8
 _SEGMENT = re.compile(r"^(ES|CS|SS|DS|FS|GS|LDT|TR) ?=([0-9a-f]{4}) ([0-9a-f]{8,16}) ([0-9a-f]{8}) ([0-9a-f]{8})(.*)")
 _TABLE = re.compile(r"^(GDT|IDT)= +([0-9a-f]{8,16}) ([0-9a-f]{8})")
 _STATE = re.compile(r"\b(CPL|HLT)=(\d)")
-_CODE = re.compile(r"^Code=((?:(?:[0-9a-f]{2}|<[0-9a-f]{2}>|\?\?) ?)+)")
+_CODE = re.compile(r"^Code=((?:(?:[0-9a-f]{2}|<[0-9a-f]{2}>|\?\?)(?: +|$))*)")
 _SUBERROR = re.compile(r"KVM internal error\. Suberror: (\d+)")
 _EXTRA = re.compile(r"extra data\[(\d+)\]: (?:0x)?([0-9a-f]{1,16})\b")
 _ENTRY = re.compile(r"KVM: entry failed, hardware error 0x([0-9a-f]{1,16})")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from elftools.common.exceptions import DWARFError, ELFError
+from elftools.common.exceptions import ELFError
 from elftools.dwarf.lineprogram import LineProgram
 from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
@@ -39,8 +39,9 @@ class Symbols:
                 self._starts = [address for address, _ in self._lines]
         except OSError as error:
             raise UsageError(f"{debug} cannot be read: {error.strerror}") from error
-        except (ELFError, DWARFError, ValueError, KeyError, AttributeError) as error:
-            raise UsageError(f"{debug} is not a .debug file with symbols: {error}") from error
+        except Exception as error:  # on a damaged file the library fails in any way, by an assertion too
+            reason = str(error) or type(error).__name__
+            raise UsageError(f"{debug} is not a .debug file with symbols: {reason}") from error
 
     def name(self, address: int) -> str:
         """Give an address as `Function+offset (file:line)`; empty where there is no code."""
