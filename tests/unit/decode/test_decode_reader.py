@@ -182,7 +182,7 @@ def test_memory_does_not_grow_with_the_file(name: str, piece: bytes | None) -> N
     if piece is None:
         lines = [
             f"hv: error cpu{n} page-pool-empty used={n}\nhv: warn cpu{n} dump words={n}:1\n"
-            f" q-1 [0] 1.{n}: kvm_exit: reason x{n} rip 0x{n} info 1 2\n"
+            f" q-1 [0] 1.{n}: kvm_exit: reason {n:02000} rip 0x{n} info 1 2\n"
             for n in range(20000)
         ]
         file: io.RawIOBase = io.BytesIO("".join(lines).encode())  # type: ignore[assignment]
@@ -193,6 +193,15 @@ def test_memory_does_not_grow_with_the_file(name: str, piece: bytes | None) -> N
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 32 * MIB
+
+
+def test_what_is_known_is_counted_when_there_are_too_many_kinds() -> None:
+    bochs = [f"00000000001e[CPU0  ] RDMSR: Unknown register 0x{n:x}" for n in range(300)]
+    exits = [f" q-1 [000] 1.5: kvm_exit: reason x{n} rip 0x1 info 1 2" for n in range(300)]
+    log, trace = sorted(read("\n".join([*bochs, bochs[0], *exits, exits[0]]).encode()), key=lambda each: each.format)
+    assert log.tables[0].rows[0] == ("RDMSR", "0x0", "", "2")
+    assert trace.data["exits"]["x0"] == 2 and len(trace.data["exits"]) < 300
+    assert trace.explanations == ["301 exits, no failure among them"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

@@ -8,7 +8,7 @@ from collections import Counter, deque
 
 from hvtools.decode import pagewalk
 from hvtools.decode.cpu import Processor, Segment, register
-from hvtools.decode.report import Explanations, Report, Table
+from hvtools.decode.report import Explanations, Report, Table, count
 from hvtools.generated import msr
 
 _LINE = re.compile(r"^(\d{11,20})([a-z])\[([^\]]{1,12})\] (.*)")
@@ -102,15 +102,13 @@ class BochsLog:
     def _error(self, tick: str, device: str, text: str) -> None:
         self._recent.append((tick, device, text))
         kind = (device, _NUMBER.sub("#", text))
-        if kind in self._errors or len(self._errors) < _KINDS_MAX:
-            self._errors[kind] += 1
+        if count(self._errors, kind, _KINDS_MAX):
             self._examples.setdefault(kind, text)
         for start, said in _CAUSES:
             if text.startswith(start):
                 self._said.add(f"{device}: {said.format(rest=text[len(start) :].strip())}")
         if found := _MSR.search(text):
-            if len(self._msrs) < _KINDS_MAX:
-                self._msrs[found[1], int(found[2], 16)] += 1
+            count(self._msrs, (found[1], int(found[2], 16)), _KINDS_MAX)
         if _TRIPLE.search(text):
             self._said.add(f"{device}: triple fault, the machine resets: {text}")
 
@@ -150,10 +148,10 @@ class BochsLog:
         for dump in self._dumps:
             report.tables += dump.tables(self._memory)
         if self._msrs:
-            count = len({number for _, number in self._msrs})
+            different = len({number for _, number in self._msrs})
             report.explanations.append(
-                f"{count} MSRs were accessed that the model does not have: #GP for the guest, or with ignore_bad_msrs=1"
-                " reads of 0 and lost writes"
+                f"{different} MSRs were accessed that the model does not have: #GP for the guest, or with"
+                " ignore_bad_msrs=1 reads of 0 and lost writes"
             )
             rows = [
                 (access, f"{n:#x}", msr.MSRS.get(n, ""), str(c)) for (access, n), c in self._msrs.most_common(_SHOWN)
@@ -164,8 +162,8 @@ class BochsLog:
         elif not self._panics.lines():
             report.explanations.append("the log ends without a power-off: the machine was stopped, or still runs")
         errors = [
-            (device, self._examples[device, kind], str(count))
-            for (device, kind), count in self._errors.most_common(_SHOWN)
+            (device, self._examples[device, kind], str(times))
+            for (device, kind), times in self._errors.most_common(_SHOWN)
         ]
         if errors:
             report.tables.append(Table("errors by kind, one of each", ("device", "message", "count"), errors))

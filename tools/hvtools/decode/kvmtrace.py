@@ -8,7 +8,7 @@ from collections import Counter, deque
 
 from hvtools.decode import pagewalk, words
 from hvtools.decode.cpu import Processor, Segment
-from hvtools.decode.report import Explanations, Report, Table
+from hvtools.decode.report import Explanations, Report, Table, count
 from hvtools.generated import msr, svm_exit, vmx_exit
 
 _LINE = re.compile(
@@ -19,7 +19,6 @@ _EXIT = re.compile(
     r"(?:.*? info1 0x([0-9a-f]+) info2 0x([0-9a-f]+)|\s+info ([0-9a-f]+) ([0-9a-f]+))?"
 )
 _ADDRESS = re.compile(r"\b(?:address|addr|gpa)[: ](?:0x)?([0-9a-f]{1,16})\b")
-_FAULT = re.compile(r"address (?:0x)?([0-9a-f]{1,16}) error_code (?:0x)?([0-9a-f]{1,16})")
 _ELEMENT = re.compile(r"pte ([0-9a-f]{1,16}) level (\d)")
 _WALK = re.compile(r"addr ([0-9a-f]{1,16}) pferr ([0-9a-f]{1,16})")
 _WALKER_ERROR = re.compile(r"pferr ([0-9a-f]{1,16})")
@@ -33,6 +32,7 @@ _SPTE_HEAD = re.compile(r"reserved bits set on MMU-present spte, addr 0x([0-9a-f
 
 _LAST_MAX = 24
 _PLACES_MAX = 4096
+_REASONS_MAX = 256  # more than a processor has
 _TOP = 10
 _ENDS = ("KVM_EXIT_INTERNAL_ERROR", "KVM_EXIT_FAIL_ENTRY", "KVM_EXIT_SHUTDOWN")
 _BITS = {"real": 16, "vm86": 16, "prot16": 16, "prot32": 32, "prot64": 64}
@@ -46,6 +46,7 @@ class KvmTrace:
     def __init__(self) -> None:
         """Start without any."""
         self._events = 0
+        self._total = 0
         self._exits: Counter[str] = Counter()
         self._places: Counter[tuple[str, int]] = Counter()
         self._last: deque[tuple[str, str, str]] = deque(maxlen=_LAST_MAX)
@@ -81,9 +82,9 @@ class KvmTrace:
         if match is None:
             return
         reason, rip = match[2], int(match[3][:16], 16)
-        self._exits[reason] += 1
-        if (reason, rip) in self._places or len(self._places) < _PLACES_MAX:
-            self._places[reason, rip] += 1
+        self._total += 1
+        count(self._exits, reason, _REASONS_MAX)
+        count(self._places, (reason, rip), _PLACES_MAX)
         info1, info2 = (int((match[index] or match[index + 2] or "0")[:16], 16) for index in (4, 5))
         name = _SVM_NAMES.get(reason, reason)
         if reason == "EPT_MISCONFIG":
@@ -92,7 +93,7 @@ class KvmTrace:
             vendor = "vmx" if name == "EPT_VIOLATION" else "svm"
             code = _CODES[vendor][name]
             details = words.exit_details(vendor, code, info1, info2)
-            self._faults[f"{reason} {details.partition(': ')[2] or details}"] += 1
+            count(self._faults, f"{reason} {details.partition(': ')[2] or details}", _REASONS_MAX)
         elif name in ("SHUTDOWN", "TRIPLE_FAULT"):
             after = f", after KVM injected {self._injected}" if self._injected else ""
             self._fail(f"triple fault of the guest at rip {rip:#x}{after}")
@@ -200,9 +201,8 @@ class KvmTrace:
             self._said.add(f"{self._misconfig}: the trace ends behind it")
             self._misconfig = None
         report = Report("trace of KVM", explanations=self._said.lines())
-        total = sum(self._exits.values())
         if not report.explanations:
-            report.explanations.append(f"{total} exits, no failure among them")
+            report.explanations.append(f"{self._total} exits, no failure among them")
         _counted(report, "exits by reason", self._exits, "reason")
         _counted(
             report,
@@ -221,7 +221,7 @@ class KvmTrace:
 
 def _counted(report: Report, title: str, counts: Counter[str], what: str) -> None:
     if counts:
-        rows = [(name, str(count)) for name, count in counts.most_common(_TOP)]
+        rows = [(name, str(times)) for name, times in counts.most_common(_TOP)]
         report.tables.append(Table(title, (what, "count"), rows))
 
 

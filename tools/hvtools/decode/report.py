@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,18 @@ class Decoder(Protocol):
         """Say what was found; nothing if there was nothing of this format."""
 
 
+def count(counts: Counter[K], key: K, most: int) -> bool:
+    """Count one more of a key, unless it is new and there are so many: a file may have any number of different ones.
+
+    Returns:
+        Whether it was counted.
+    """
+    if key not in counts and len(counts) >= most:
+        return False
+    counts[key] += 1
+    return True
+
+
 class Explanations:
     """Lines in the order in which they came first, each with the number of times; later kinds are only counted."""
 
@@ -84,14 +98,12 @@ class Explanations:
 
     def add(self, line: str) -> None:
         """Add a line."""
-        if line in self._counts or len(self._counts) < self._most:
-            self._counts[line] += 1
-        else:
+        if not count(self._counts, line, self._most):
             self._more += 1
 
     def lines(self) -> list[str]:
         """Give the lines."""
-        found = [line if count == 1 else f"{line} ({count} times)" for line, count in self._counts.items()]
+        found = [line if times == 1 else f"{line} ({times} times)" for line, times in self._counts.items()]
         return [*found, f"and {self._more} more"] if self._more else found
 
 
