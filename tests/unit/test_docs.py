@@ -67,14 +67,24 @@ def commands_of(text: str) -> list[str]:
     return [_PIPE.sub("", command).strip() for command in found + _INLINE.findall(text)]
 
 
+def found(name: str) -> click.Command:
+    """The command of a verb, or of a verb and what is below it: `flash read`."""
+    command: click.Command = cli.cli
+    for word in name.split():
+        assert isinstance(command, click.Group)
+        below = command.get_command(click.Context(command), word)
+        assert below is not None, name
+        command = below
+    return command
+
+
 def helped(verb: str) -> str:
-    context = click.Context(cli.cli)
-    command = cli.cli.get_command(context, verb)
-    assert command is not None
-    return command.get_help(click.Context(command, info_name=f"hv {verb}"))
+    return found(verb).get_help(click.Context(found(verb), info_name=f"hv {verb}"))
 
 
 VERBS = cli.cli.list_commands(click.Context(cli.cli))
+GROUPS = {verb: group for verb in VERBS if isinstance(group := found(verb), click.Group)}
+BELOW = [f"{verb} {word}" for verb, group in GROUPS.items() for word in group.list_commands(click.Context(group))]
 
 
 def examples(verb: str) -> list[str]:
@@ -86,7 +96,7 @@ def examples(verb: str) -> list[str]:
 
 EVERY = sorted(
     {(page.name, command) for page in HAND for command in commands_of(page.read_text())}
-    | {(f"hv {verb} --help", command) for verb in VERBS for command in examples(verb)}
+    | {(f"hv {verb} --help", command) for verb in [*VERBS, *BELOW] for command in examples(verb)}
 )
 
 
@@ -102,13 +112,16 @@ def parsed(command: str) -> None:
     Raises:
         click.UsageError: a verb, option or value does not exist.
     """
-    verb, *arguments = shlex.split(command)
-    found = cli.cli.get_command(click.Context(cli.cli), verb)
-    if found is None:
-        raise click.UsageError(f"no verb {verb}")
-    context = click.Context(found, info_name=verb, **found.context_settings)
-    values, _, _ = found.make_parser(context).parse_args([*arguments])  # it empties the list
-    for parameter in found.params:
+    arguments = shlex.split(command)
+    asked: click.Command = cli.cli
+    while isinstance(asked, click.Group) and arguments and not arguments[0].startswith("-"):
+        below = asked.get_command(click.Context(asked), arguments[0])
+        if below is None:
+            raise click.UsageError(f"no verb {arguments[0]}")
+        asked, arguments = below, arguments[1:]
+    context = click.Context(asked, **asked.context_settings)
+    values, _, _ = asked.make_parser(context).parse_args([*arguments])  # it empties the list
+    for parameter in asked.params:
         value = values.get(parameter.name or "")
         if isinstance(parameter.type, click.Choice) and isinstance(value, str):
             parameter.type.convert(value, parameter, context)
@@ -129,16 +142,20 @@ def test_commands_of_the_manual_can_be_read(source: str, command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["nosuchverb", "boot --nosuchoption", "boot --on vax", "boot --set nosuch=1", "build --target FAST"]
+    "wrong",
+    [
+        *("nosuchverb", "boot --nosuchoption", "boot --on vax", "boot --set nosuch=1", "build --target FAST"),
+        *("flash erase", "flash read -x"),
+    ],
 )
 def test_the_check_of_commands_knows_wrong_ones(wrong: str) -> None:
     with pytest.raises(click.UsageError):
         parsed(wrong)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *(name for name in BELOW if name.startswith("flash ") or examples(name))])
 def test_every_help_has_examples_of_its_verb(verb: str) -> None:
-    assert any(command.split()[0] == verb for command in examples(verb)), helped(verb)
+    assert any(f"{command} ".startswith(f"{verb} ") for command in examples(verb)), helped(verb)
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

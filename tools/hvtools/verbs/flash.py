@@ -45,7 +45,13 @@ def _folder_of(path: Path) -> Path:
     return path
 
 
-@command.command("read")
+@command.command(
+    "read",
+    epilog="""\b
+Examples:
+  hv flash read -p ch341a_spi board.bin
+  hv flash read -p ch341a_spi -c W25Q128.V board.bin --json read.json""",
+)
 @click.argument("out", type=_FILE)
 @_PROGRAMMER
 @_CHIP
@@ -57,7 +63,12 @@ def read(out: Path, programmer: str, chip: str | None, json_file: Path | None) -
     ui.out.print(f"{out}: {out.stat().st_size} bytes, SHA-256 {backup.sha256}", markup=False)
 
 
-@command.command("verify")
+@command.command(
+    "verify",
+    epilog="""\b
+Examples:
+  hv flash verify -p ch341a_spi board.bin""",
+)
 @click.argument("image", type=_FILE)
 @_PROGRAMMER
 @_CHIP
@@ -67,7 +78,14 @@ def verify(image: Path, programmer: str, chip: str | None) -> None:
     ui.out.print(f"the chip holds {image}", markup=False)
 
 
-@command.command("write")
+@command.command(
+    "write",
+    epilog="""\b
+Examples:
+  hv flash write -p ch341a_spi --backup board.bin OVMF.fd
+  hv flash write -p ch341a_spi --backup board.bin --region bios new-bios.bin
+  hv flash write -p dediprog --backup board.bin --region vars --layout board.layout vars.bin""",
+)
 @click.argument("image", type=_FILE)
 @_PROGRAMMER
 @_CHIP
@@ -105,7 +123,13 @@ def write(
     ui.out.print(f"{what} holds {image}; `hv flash restore {backup}` undoes it", markup=False)
 
 
-@command.command("restore")
+@command.command(
+    "restore",
+    epilog="""\b
+Examples:
+  hv flash restore board.bin
+  hv flash restore -p dediprog board.bin  with another programmer than at the back-up""",
+)
 @click.argument("backup", type=_FILE)
 @click.option("-p", "--programmer", metavar="NAME[:PARAMETERS]", help="Another programmer than at the back-up.")
 @_CHIP
