@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hvtools import build
-from hvtools.decode import reader
+from hvtools.decode import hypervisor, reader
 from hvtools.decode.hypervisor import EXPLAINED
 from hvtools.decode.report import Report
 from hvtools.elf import Image
@@ -251,6 +251,42 @@ def test_symbols_of_the_build_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert "(HvPkg/Library/HvHostLib/Exception.c:" in first
     assert second.endswith(f"at {base + size:#x}: read where nothing is mapped [], address 0x8 (a null pointer)")
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("there", [("DEBUG", "RELEASE"), ("RELEASE",)])
+def test_symbols_of_a_build_that_the_log_does_not_name_may_be_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool, there: tuple[str, ...]
+) -> None:
+    """Of the builds, one size in pages is common; RELEASE ran."""
+
+    class Named:
+        def __init__(self, debug: Path) -> None:
+            self._build = debug.parent.name
+
+        def name(self, address: int) -> str:
+            return f"{self._build}+{address:#x}"
+
+    monkeypatch.setattr(build, "image_dir", lambda target: tmp_path / target)
+    monkeypatch.setattr(hypervisor, "Symbols", Named)
+    for target in there:
+        (tmp_path / target).mkdir()
+        (tmp_path / target / "HvDxe.efi").write_bytes(bytes(0x1F00 + len(target)))
+    start = "hv: info cpu0 start version=0.1 build=RELEASE\n" if named else ""
+    image = "hv: info cpu0 image base=0x4000 bytes=0x2000 entry=0x4010 text=0x4000\n"
+    error = "hv: error cpu0 host-exception vector=13 error=0x0 rip=0x5000 rsp=0x1000 cr2=0x0\n"
+    (report,) = reader.read(BytesIO((start + image + error).encode()))
+    first, *more = report.explanations
+    assert f"{'RELEASE' if named else there[0]}+0x1000" in first
+    assert [line.startswith("the log does not name the build") for line in more] == [True] * (not named)
+    # What a run before this one left is not of the build that this one names.
+    before = f"hv: warn cpu0 previous-run base=0x4000 bytes=0x2000 cpu=0\n{error}"
+    end = "hv: warn cpu0 previous-run-end lines=0\n"
+    now = error.replace("cpu0", "cpu1")
+    (report,) = reader.read(BytesIO((start + before + end + image + now).encode()))
+    of_before, of_now, note = report.explanations[1:]
+    assert f"{there[0]}+0x1000" in of_before and f"{'RELEASE' if named else there[0]}+0x1000" in of_now
+    assert note.startswith("the log does not name the build")
 
 
 def test_no_error_is_passed_over() -> None:

@@ -55,6 +55,8 @@ class HypervisorLog:
         self._symbols: Symbols | None = None
         self._vendor = ""
         self._target = ""
+        self._previous = False
+        self._guessed: Path | None = None
         self._image: Values | None = None
         self._events: Counter[str] = Counter()
         self._damaged = 0
@@ -85,11 +87,11 @@ class HypervisorLog:
         elif event.event == "backend":
             self._vendor = str(values["name"])
         elif event.event == "image":
-            self._image, self._symbols = values, None
+            self._image, self._symbols, self._previous = values, None, False
         elif event.event == "previous-run":
-            self._image, self._symbols = values, None
+            self._image, self._symbols, self._previous = values, None, True
         elif event.event == "previous-run-end":
-            self._image, self._symbols = None, None
+            self._image, self._symbols, self._previous = None, None, False
         elif event.event == "entry-rule":
             if event.cpu in self._findings or len(self._findings) < CPUS_MAX:
                 found = self._findings.setdefault(event.cpu, [])
@@ -111,6 +113,11 @@ class HypervisorLog:
         for cpu, said in self._findings.items():
             report.explanations += [f"cpu{cpu}: breaks {finding.text()}" for finding in said]
         report.explanations += self._said.lines()
+        if self._guessed is not None:
+            report.explanations.append(
+                f"the log does not name the build that ran: functions and lines are those of {self._guessed}, which has"
+                " only the size in common, and may be of another: --symbols FILE"
+            )
         for dump in self._collector.unfinished():
             report.explanations.append(f"cpu{dump.cpu}: a dump was cut off after {len(dump.words)} words")
         if self._damaged:
@@ -159,10 +166,12 @@ class HypervisorLog:
         if not 0 <= offset < int(self._image["bytes"]):
             return ""
         if self._symbols is None:
-            debug = self._debug or build.image_dir(self._built_as()) / "HvDxe.debug"
+            debug = self._debug or self._build() / "HvDxe.debug"
             if self._debug is None and not _is_size(debug.with_suffix(".efi"), int(self._image["bytes"])):
                 return f"HvDxe+{offset:#x} (the build in {debug.parent} is not the one that ran: --symbols FILE)"
             self._symbols = Symbols(debug)
+            if self._debug is None and not self._names_build():
+                self._guessed = debug.parent
         return self._symbols.name(offset) or f"HvDxe+{offset:#x}"
 
     def _places(self, values: Values) -> str:
@@ -170,8 +179,17 @@ class HypervisorLog:
         places = [(key, self.place(value)) for key, value in values.items() if isinstance(value, int)]
         return "".join(f"; {key} is {place}" for key, place in places if place)
 
-    def _built_as(self) -> str:
-        return self._target if self._target in build.TARGETS else "DEBUG"
+    def _names_build(self) -> bool:
+        """Whether the log says which build ran; of the run before, whose start is not in it, it does not."""
+        return self._target in build.TARGETS and not self._previous
+
+    def _build(self) -> Path:
+        """The folder of the build that the log names, else of the first that has the image's size."""
+        if self._names_build():
+            return build.image_dir(self._target)
+        folders = [build.image_dir(target) for target in build.TARGETS]
+        size = int(self._image["bytes"]) if self._image else 0
+        return next((folder for folder in folders if _is_size(folder / "HvDxe.efi", size)), folders[0])
 
     def exit(self, code: int, info1: int, info2: int) -> str:
         """Give an exit in words."""
