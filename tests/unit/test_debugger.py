@@ -14,7 +14,7 @@ from hvtools.boot.hvlog import LogLine
 from hvtools.boot.request import BootRequest
 from hvtools.debugger import session, text
 from hvtools.errors import UsageError
-from hvtools.generated import svm_exit, vmcb, vmx_exit
+from hvtools.generated import vmcb
 
 MEMORY = LogLine(
     "info", 0, "memory", {"base": "0x100000", "bytes": "0x1000", "status": "0x100000", "status-bytes": "0x1000"}
@@ -67,16 +67,6 @@ def test_the_emulator_is_built_before_the_time_of_a_boot_begins(
     with pytest.raises(Enough) as raised, runner.booting(request, tmp_path, debugger=debugger):
         pass
     assert raised.value.args == (debugger,)
-
-
-def test_exits_have_the_names_of_both_manuals() -> None:
-    for code, name in svm_exit.EXITS.items():
-        assert text.exit_name("svm", code) == name
-    for code, name in vmx_exit.EXITS.items():
-        assert text.exit_name("vmx", code) == name
-    assert text.exit_name("vmx", 1 << 31 | 33).endswith("(VM entry failed)")
-    assert text.exit_name("svm", 0xFFFF_FFFF) == "INVALID"
-    assert text.exit_name("svm", 0x12345) == "unknown"
 
 
 ADDRESS = 0x12_3456_7890

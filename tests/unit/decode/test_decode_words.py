@@ -8,6 +8,7 @@ from io import BytesIO
 import pytest
 
 from hvtools.decode import reader, words
+from hvtools.generated import svm_exit, vmx_exit
 
 
 @pytest.mark.parametrize(
@@ -38,12 +39,19 @@ from hvtools.decode import reader, words
         ("svm", 0x7B, 0x03F8_0011, 0, "IOIO", "IN, SIZE8, PORT=0x3f8"),  # APM2 15.10.2
         ("svm", 0xFFFF_FFFF, 0, 0, "INVALID", ""),  # QEMU
         ("svm", (1 << 64) - 1, 0, 0, "INVALID", ""),  # APM2 appendix C
+        ("svm", 0xFFFF_FFFE, 0, 0, "BUSY", ""),
+        ("svm", 0x1_0000_0072, 0, 0, "no such code", ""),
         ("svm", 0x9999, 0, 0, "no such code", ""),
     ],
 )
 def test_an_exit_in_words(vendor: str, code: int, info1: int, info2: int, name: str, details: str) -> None:
     assert words.exit_name(vendor, code) == name
     assert words.exit_details(vendor, code, info1, info2) == details
+
+
+def test_exits_have_the_names_of_both_manuals() -> None:
+    for vendor, table in (("svm", svm_exit.EXITS), ("vmx", vmx_exit.EXITS)):
+        assert {code: words.exit_name(vendor, code) for code in table} == table
 
 
 def test_bits_without_a_name_are_given_as_numbers() -> None:

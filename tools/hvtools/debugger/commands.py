@@ -20,6 +20,7 @@ import gdb
 from hvtools import ring
 from hvtools.boot.hvlog import LogLine
 from hvtools.debugger import text
+from hvtools.decode.words import exit_name
 from hvtools.errors import HvError
 from hvtools.generated.cpuid import CONSTANTS as CPUID
 
@@ -137,10 +138,10 @@ class Exit(Command):
         if vendor() == "svm":
             page = Physical().read(int(cpu["Vcpu"]["Hw"]), _PAGE)
             code, info1, info2 = (text.control(page, name) for name in ("ExitCode", "ExitInfo1", "ExitInfo2"))
-            yield f"exit {code:#x} {text.exit_name('svm', code)}  info1 {info1:#x}  info2 {info2:#x}"
+            yield f"exit {code:#x} {exit_name('svm', code)}  info1 {info1:#x}  info2 {info2:#x}"
         else:
             code, qualification = _vmx_exit(cpu)
-            yield f"exit {code:#x} {text.exit_name('vmx', code)}  qualification {qualification:#x}"
+            yield f"exit {code:#x} {exit_name('vmx', code)}  qualification {qualification:#x}"
         names = (
             "Rip",
             "Rsp",

@@ -6,7 +6,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
-from hvtools.generated import svm_exit, vmcb, vmcs, vmx_exit
+from hvtools.decode.words import exit_name
+from hvtools.generated import vmcb, vmcs
 
 _ADDRESS = 0x000F_FFFF_FFFF_F000  # bits 51:12 of an entry
 _LARGE = 1 << 7
@@ -14,15 +15,6 @@ _LARGE = 1 << 7
 NPT_BITS = ((0, "P"), (1, "RW"), (2, "US"), (3, "PWT"), (4, "PCD"), (5, "A"), (6, "D"), (7, "PS"), (63, "NX"))
 EPT_BITS = ((0, "R"), (1, "W"), (2, "X"), (6, "IPAT"), (7, "PS"), (8, "A"), (9, "D"))
 _EPT_TYPES = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB"}
-
-
-def exit_name(vendor: str, code: int) -> str:
-    """Give the manual's name of an exit code (SVM) or exit reason (VMX)."""
-    if vendor == "svm":
-        low = code & 0xFFFF_FFFF  # QEMU writes the negative ones with 32 bits
-        return svm_exit.EXITS.get(low | 0xFFFF_FFFF << 32 if low >> 31 else low, "unknown")
-    name = vmx_exit.EXITS.get(code & 0xFFFF, "unknown")
-    return f"{name} (VM entry failed)" if code & 1 << 31 else name
 
 
 def words_of(word: str, value: int) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause-Patent
-"""Numbers of the hardware in words, by the generated tables."""
+"""Numbers of the hardware in words, by the generated tables. Standard library only: GDB's Python loads it."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def exit_name(vendor: str, code: int) -> str:
         name = vmx_exit.EXITS.get(code & vmx_exit.CONSTANTS["HV_VMX_REASON_BASIC_MASK"], "no such reason")
         failed = code & vmx_exit.CONSTANTS["HV_VMX_REASON_ENTRY_FAILURE"]
         return f"{name}, the entry failed" if failed else name
-    if code & 0xFFFF_FFFF == 0xFFFF_FFFF:
-        return "INVALID"  # QEMU stores 32 of the 64 bits
+    if code >> 31 == 1:
+        code |= 0xFFFF_FFFF << 32  # a negative one, of which QEMU stores 32 of the 64 bits
     return svm_exit.EXITS.get(code, "no such code")
 
 

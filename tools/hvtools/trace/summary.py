@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from hvtools.debugger.text import exit_name
+from hvtools.decode.words import exit_name
 from hvtools.trace.records import Exit, Trace
 from hvtools.trace.symbols import Symbols
 
