@@ -26,6 +26,7 @@ from typing import Any
 
 from hvtools import ui
 from hvtools.errors import CorruptError, HvError, NoSpaceError, is_no_space
+from hvtools.images.files import to_disk
 from hvtools.lock import SharedLock, locked
 
 _SUMS = ".hv-sums.json"
@@ -128,7 +129,7 @@ class Cache:
                     raise CorruptError(f"the download of {name} is corrupt: its SHA-256 is {found}, not {sha}")
                 path = self.root / "files" / sha / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _sync(got)
+                to_disk(got)
                 got.replace(path)
             return path
 
@@ -232,15 +233,6 @@ def _fault(tree: Path) -> str:
         if not (tree / name).is_file() or sha256(tree / name) != noted:
             return name
     return ""
-
-
-def _sync(path: Path) -> None:
-    """Brings a file to the disk, so that a crash cannot leave an empty file behind its final name."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @memoize

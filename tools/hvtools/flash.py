@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvtools.errors import HvError, UsageError
-from hvtools.images.files import written_whole
+from hvtools.images.files import to_disk, written_whole
 
 PROGRAM = "flashrom"
 WRITING = "writing"
@@ -233,17 +233,9 @@ class Backup:
                 "state": self.state,
             }
             temporary.write_text(json.dumps(notes, indent=1) + "\n")
-            _to_disk(temporary)
-        _to_disk(self.path)
-        _to_disk(self.path.absolute().parent)
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            to_disk(temporary)
+        to_disk(self.path)
+        to_disk(self.path.absolute().parent)
 
 
 def back_up(chip: Chip, path: Path, step: Step) -> Backup:

@@ -64,6 +64,15 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def to_disk(path: Path) -> None:
+    """Bring a file to the disk, so that a crash cannot leave an empty file behind its final name."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _explained(path: Path, error: OSError) -> HvError:
     if is_no_space(error):
         return no_room(path.parent)
