@@ -40,8 +40,8 @@ def test_the_trace_has_the_exits_that_the_hypervisor_counts(
     assert (traced - counted).total() < 0.1 * counted.total()
     assert found["lost"] == 0 and found["exits"] == traced.total() > 1000
     reasons = {
-        "svm": {"cpuid CPUID", "apic-write NPF", "rdmsr MSR"},
-        "vmx": {"cpuid CPUID", "apic-write EPT_VIOLATION", "rdmsr RDMSR"},
+        "svm": {"cpuid CPUID", "apic-write NPF", "wrmsr MSR"},
+        "vmx": {"cpuid CPUID", "apic-write EPT_VIOLATION", "wrmsr WRMSR"},
     }
     assert reasons[platform_named(platform).vendor] <= found["by_reason"].keys()
     # Linux writes to its APIC in one of few functions, and they have names.
