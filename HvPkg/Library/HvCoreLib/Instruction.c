@@ -209,8 +209,8 @@ Remember (
   UINT16         CsAttributes;
 
   CsAttributes = State->Segment[HvSegmentCs].Attributes;
-  if (!Fetch->Keep || (Fetch->Entries == 0) || (Fetch->Known.Code == NULL) || (Vcpu->Insn.Mode != 64) || (Vcpu->Insn.Length > HV_KNOWN_BYTES) ||
-      ((CsAttributes & HV_SEGMENT_CONFORMING) != 0))
+  if (!Fetch->Keep || (Fetch->Entries == 0) || (Fetch->Known.Code == NULL) || (Vcpu->Insn.Mode != 64) ||
+      (Vcpu->Insn.Length > HV_KNOWN_BYTES) || ((CsAttributes & HV_SEGMENT_CONFORMING) != 0))
   {
     return;
   }
