@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hvtools import build, toolchain
+from hvtools.bench.figures import read_report
 from hvtools.images.fat import build_volume
 from hvtools.lab.demo import Demo
 from hvtools.lab.places import connected
@@ -218,6 +219,21 @@ def test_the_chip_of_a_box_is_written_and_boots(box1: Demo, hv: Hv) -> None:
         assert box.chip.read_bytes() == build.ovmf_image().read_bytes()
     finally:
         box.chip.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_benchmark_of_a_box_is_in_cycles(box1: Demo, hv: Hv) -> None:
+    name = f"lab:{box1.environment}"
+    with hv.start("bench", "--quick", "--on", name, "--json", "out.json", "--plot", "plots") as running:
+        _, said = running.communicate()
+    assert running.returncode == 0, said
+    figures = {each.name: each for each in read_report(hv.folder / "out.json").figures if each.platform == name}
+    assert {each.cpus for each in figures.values()} == {4}, "its own number of processors"
+    exits = ("exit.cpuid", "exit.cpuid.linux", "exit.hypercall", "exit.icr.xapic")
+    assert all(figures[each].unit == "cycles" and figures[each].value > 0 for each in exits)
+    assert figures["boot.exits.total"].value >= figures["boot.exits.cpuid"].value > 0
+    assert (hv.folder / "plots" / "exit-cycles.png").stat().st_size > 0
 
 
 USERS_TEST = """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hvtools import build
 from hvtools.bench.figures import Figure, figure
-from hvtools.bench.shell import TARGET
+from hvtools.bench.shell import TARGET, memory_mib
 from hvtools.boot.request import BootRequest
 from hvtools.boot.runner import run
 from hvtools.errors import HvError
@@ -29,6 +29,7 @@ def measure(platform_name: str, counts: Sequence[int], folder: Path) -> list[Fig
             BootRequest(
                 platform=platform_name,
                 cpus=cpus,
+                memory_mib=memory_mib(platform),
                 application=program,
                 exact="ticks" in platform.capabilities,
                 target=TARGET,
@@ -38,8 +39,7 @@ def measure(platform_name: str, counts: Sequence[int], folder: Path) -> list[Fig
         done = [line for line in result.log if line.event == "launch-done"]
         if not done or result.checks.status is None:
             raise HvError(f"the log of {platform_name} with {cpus} CPUs has no launch-done")
-        unit = "ticks" if "ticks" in platform.capabilities else "TSC"
-        found.append(figure("launch.ticks", platform_name, cpus, unit, [int(done[0].fields["ticks"])]))
+        found.append(figure("launch.ticks", platform_name, cpus, platform.counter, [int(done[0].fields["ticks"])]))
         found.append(figure("memory.reserved", platform_name, cpus, "bytes", [result.checks.status.reserved_bytes]))
         found.append(figure("memory.nested", platform_name, cpus, "bytes", [result.checks.status.nested_bytes]))
     return found

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from hvtools.bench.figures import Figure, figure
-from hvtools.bench.shell import TARGET, must_be_release, parse
+from hvtools.bench.shell import TARGET, memory_mib, must_be_release, parse
 from hvtools.boot.hvlog import fields_of
 from hvtools.boot.request import BootRequest
 from hvtools.boot.result import BootResult
@@ -45,6 +45,7 @@ def boot(platform_name: str, cpus: int, folder: Path, hypervisor: bool = True, *
     request = BootRequest(
         platform=platform_name,
         cpus=cpus,
+        memory_mib=memory_mib(platform),
         hypervisor=hypervisor,
         exact="ticks" in platform.capabilities,
         target=TARGET,
@@ -102,9 +103,11 @@ def exits(platform_name: str, cpus: int, folder: Path) -> list[Figure]:
         seconds, kinds = _between(marks, begin, end)
         rate = (kinds.total() - kinds["cpuid"]) / seconds
         found.append(figure(f"{name}.exits.but-cpuid", platform_name, cpus, "exits/s", [round(rate, 1)]))
-    if cpus == 1 and platform.ticks_per_instruction and platform.counting_accelerator is None:
+    exact = cpus == 1 and platform.ticks_per_instruction and platform.counting_accelerator is None
+    if exact or platform.counter == "cycles":
+        unit = "instructions" if exact else platform.counter
         least = user_space_cpuid(result.checks.script_output)
-        found.append(figure("exit.cpuid.linux", platform_name, cpus, "instructions", [least]))
+        found.append(figure("exit.cpuid.linux", platform_name, cpus, unit, [least]))
     return found
 
 

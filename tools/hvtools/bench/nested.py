@@ -6,16 +6,17 @@ from __future__ import annotations
 import mmap
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from hvtools.bench.figures import HOST, Figure, figure
 from hvtools.errors import HvError
+from hvtools.images.files import human_size
 from hvtools.purelib import PureLibrary
 
 _GIB = 1 << 30
 _LEVELS = {"4k": 1, "2m": 2, "1g": 3}
 _TABLE_ENTRIES = 512
-_MOST_BYTES = 512 << 20  # of tables; 4 TiB in 4 KiB pages would take 8 GiB
 _IMPORTS = """\
 #include <Base.h>
 #include <Library/BaseMemoryLib.h>
@@ -54,6 +55,7 @@ InterlockedCompareExchange64 (
 }
 """
 """What the library takes from MdePkg."""
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE  # faults are not what is measured
 SIZES = tuple(_GIB << shift for shift in range(13))  # 1 GiB to 4 TiB
 
 
@@ -72,8 +74,18 @@ def name_of(size: int) -> str:
     return f"{size // _GIB}g" if size < 1024 * _GIB else f"{size // _GIB // 1024}t"
 
 
-def measure() -> list[Figure]:
+def room() -> int:
+    """Bytes that tables may take: half of what the kernel says is there for the asking (proc(5), MemAvailable)."""
+    (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:")]
+    return int(line.split()[1]) * 1024 // 2
+
+
+def measure(most: int, missed: Callable[[str], None]) -> list[Figure]:
     """Map address spaces of 1 GiB to 4 TiB with leaves of each size.
+
+    Args:
+        most: bytes of tables; 4 TiB in pages of 4 KiB take 8 GiB.
+        missed: is told what would take more.
 
     Raises:
         HvError: the library refuses.
@@ -88,9 +100,11 @@ def measure() -> list[Figure]:
         for text, level in _LEVELS.items():
             for size in SIZES:
                 pages = _pages(size, level) + 1
-                if pages << 12 > _MOST_BYTES:
+                if pages << 12 > most:
+                    tables = human_size(pages << 12)
+                    missed(f"nested.{text}.{name_of(size)} is left out: its tables of {tables} do not fit")
                     continue
-                memory = mmap.mmap(-1, pages << 12)
+                memory = mmap.mmap(-1, pages << 12, _FLAGS)
                 try:
                     view = ffi.from_buffer(memory)
                     pool, paging = ffi.new("HV_PAGE_POOL *"), ffi.new("HV_PAGING *")

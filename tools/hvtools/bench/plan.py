@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvtools import build
+from hvtools import build, ui
 from hvtools.bench import launch, linux, nested, shell
 from hvtools.bench.figures import HOST, Figure, figure
-from hvtools.machines.registry import platform_named
+from hvtools.machines.registry import Platform, platform_named
 from hvtools.ui import Step
 
 _PAIRS = 5
@@ -30,14 +30,28 @@ class Part:
     measure: Callable[[Sequence[str], Path, Step], list[Figure]]
 
 
+def _counts(platform: Platform, *wanted: int) -> tuple[int, ...]:
+    """The numbers of processors to measure with: a machine that is there already has its own."""
+    return (platform.box.cpus,) if platform.box else wanted
+
+
+def _file(platform: Platform) -> str:
+    """The platform's name in that of a folder: a box is named by a path."""
+    return platform.name.replace("/", "_").replace(":", "_")
+
+
+def _says(platform: Platform, cpus: int) -> str:
+    return f"{platform.name}, {cpus} CPU{'s' * (cpus != 1)}"
+
+
 def _round_trips(platforms: Sequence[str], folder: Path, step: Step) -> list[Figure]:
     found = []
-    for name in platforms:
+    for platform in map(platform_named, platforms):
         # The xAPIC page is trapped only where there are processors to start.
-        exact_with_two = platform_named(name).counting_accelerator is not None
-        for cpus in (1, 2) if exact_with_two else (1,):
-            step.update(f"{name}, {cpus} CPU")
-            found += shell.measure(name, cpus, folder / f"shell-{name}-{cpus}")
+        exact_with_two = platform.counting_accelerator is not None
+        for cpus in _counts(platform, *((1, 2) if exact_with_two else (1,))):
+            step.update(_says(platform, cpus))
+            found += shell.measure(platform.name, cpus, folder / f"shell-{_file(platform)}-{cpus}")
     return found
 
 
@@ -48,55 +62,58 @@ def _image(platforms: Sequence[str], folder: Path, step: Step) -> list[Figure]:
 
 def _exits(platforms: Sequence[str], folder: Path, step: Step) -> list[Figure]:
     found = []
-    for name in platforms:
-        step.update(f"{name}, 1 CPU")
-        found += linux.exits(name, 1, folder / f"linux-{name}-1")
+    for platform in map(platform_named, platforms):
+        (cpus,) = _counts(platform, 1)
+        step.update(_says(platform, cpus))
+        found += linux.exits(platform.name, cpus, folder / f"linux-{_file(platform)}-{cpus}")
     return found
 
 
 def _exits_of_more(platforms: Sequence[str], folder: Path, step: Step) -> list[Figure]:
     found = []
-    for name in platforms:
-        step.update(f"{name}, 2 CPUs")
-        found += linux.exits(name, 2, folder / f"linux-{name}-2")
+    for platform in map(platform_named, platforms):
+        if platform.box is None:
+            step.update(_says(platform, 2))
+            found += linux.exits(platform.name, 2, folder / f"linux-{_file(platform)}-2")
     return found
 
 
 def _ticks(platforms: Sequence[str], folder: Path, step: Step) -> list[Figure]:
     found = []
-    for name in platforms:
-        if "ticks" in platform_named(name).capabilities:
-            step.update(name)
-            found += linux.ticks(name, 1, folder / f"ticks-{name}")
+    for platform in map(platform_named, platforms):
+        if "ticks" in platform.capabilities:
+            step.update(_says(platform, 1))
+            found += linux.ticks(platform.name, 1, folder / f"ticks-{_file(platform)}")
     return found
 
 
 def _seconds(platforms: Sequence[str], folder: Path, step: Step) -> list[Figure]:
     found = []
-    for name in platforms:
-        if "ticks" not in platform_named(name).capabilities:
-            step.update(name)
-            found += linux.seconds(name, 1, folder / f"seconds-{name}", _PAIRS)
+    for platform in map(platform_named, platforms):
+        if "ticks" not in platform.capabilities:
+            (cpus,) = _counts(platform, 1)
+            step.update(_says(platform, cpus))
+            found += linux.seconds(platform.name, cpus, folder / f"seconds-{_file(platform)}", _PAIRS)
     return found
 
 
 def _launch(platforms: Sequence[str], folder: Path, step: Step) -> list[Figure]:
     found = []
-    for name in platforms:
-        fast = "fast" in platform_named(name).capabilities
-        counts = [cpus for cpus in (1, 2, 4, 8, 16, 32, 64) if fast or cpus <= _MOST_CPUS_EMULATED_ONE_BY_ONE]
-        step.update(name)
-        found += launch.measure(name, counts, folder / f"launch-{name}")
+    for platform in map(platform_named, platforms):
+        fast = "fast" in platform.capabilities
+        most = [cpus for cpus in (1, 2, 4, 8, 16, 32, 64) if fast or cpus <= _MOST_CPUS_EMULATED_ONE_BY_ONE]
+        step.update(platform.name)
+        found += launch.measure(platform.name, _counts(platform, *most), folder / f"launch-{_file(platform)}")
     return found
 
 
 def _nested(platforms: Sequence[str], folder: Path, step: Step) -> list[Figure]:
-    return nested.measure()
+    return nested.measure(nested.room(), ui.warn)
 
 
 IMAGE = Part("size of the image", _image)
 ROUND_TRIPS = Part("round trips in the UEFI shell", _round_trips)
-EXITS = Part("exits of Linux, 1 CPU", _exits)
+EXITS = Part("exits of Linux", _exits)
 
 CHECKED = (IMAGE, ROUND_TRIPS)
 QUICK = (IMAGE, ROUND_TRIPS, EXITS)

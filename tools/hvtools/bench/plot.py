@@ -87,6 +87,10 @@ def write(report: Report, folder: Path) -> list[Path]:
             "instructions of an exit",
             [e for e in figures if e.name.startswith("exit.") and e.unit == "instructions"],
         ),
+        "exit-cycles": (
+            "cycles of an exit",
+            [e for e in figures if e.name.startswith("exit.") and e.unit == "cycles"],
+        ),
         "boot": ("exits from ExitBootServices to init", [e for e in figures if e.name.startswith("boot.exits.")]),
         "seconds": ("seconds to user space", [e for e in figures if e.name.startswith("boot.seconds")]),
     }

@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 from hvtools import build
 from hvtools.bench.figures import Figure, figure
 from hvtools.boot.hvlog import reasons
-from hvtools.boot.request import BootRequest
+from hvtools.boot.request import DEFAULT_MEMORY_MIB, BootRequest
 from hvtools.boot.result import BootResult
 from hvtools.boot.runner import run
 from hvtools.boot.startup import options_command
 from hvtools.errors import HvError
-from hvtools.machines.registry import platform_named
+from hvtools.machines.registry import Platform, platform_named
 
 TARGET = "RELEASE"
 PROGRAMS = ("HvBench.efi", "HvDxe.efi", "HvStatus.efi")
@@ -79,6 +79,11 @@ def costs(samples: Samples) -> dict[str, float]:
     return found
 
 
+def memory_mib(platform: Platform) -> int:
+    """The memory of the machine that is measured: a box has what it has."""
+    return platform.box.memory_mib if platform.box else DEFAULT_MEMORY_MIB
+
+
 def measure(platform_name: str, cpus: int, folder: Path) -> list[Figure]:
     """Boot once, and measure.
 
@@ -99,6 +104,7 @@ def measure(platform_name: str, cpus: int, folder: Path) -> list[Figure]:
             BootRequest(
                 platform=platform_name,
                 cpus=cpus,
+                memory_mib=memory_mib(platform),
                 hypervisor=False,  # the script loads it
                 application=script,
                 added={PurePosixPath(name): images / name for name in PROGRAMS},
@@ -138,7 +144,7 @@ def figures_of(result: BootResult, platform_name: str, cpus: int) -> list[Figure
     must_be_release(result)
     # On Bochs with more than one processor the counter is a clock that they share.
     exact = cpus == 1 or "ticks" not in platform.capabilities
-    unit = "instructions" if exact and platform.ticks_per_instruction else "ticks"
+    unit = "instructions" if exact and platform.ticks_per_instruction else platform.counter
     scale = platform.ticks_per_instruction or 1
     return [
         *(figure(name, platform_name, cpus, unit, [round(ticks / scale, 3)]) for name, ticks in found.items()),

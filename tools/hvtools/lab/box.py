@@ -11,7 +11,7 @@ from labgrid import Environment
 
 from hvtools.errors import HvError, UsageError
 from hvtools.lab.machine import LabMachine
-from hvtools.machines.registry import CAPABILITIES, LAB, Box, Platform
+from hvtools.machines.registry import CAPABILITIES, HARDWARE, LAB, Box, Platform
 
 if TYPE_CHECKING:
     from hvtools.lab.strategy import HvStrategy
@@ -89,7 +89,7 @@ def lab_platform(name: str) -> Platform:
         vendor=box.vendor,
         capabilities=frozenset(features | {box.vendor}),
         cpu_model="its own",
-        accelerator="hardware",
+        accelerator=HARDWARE,
         concurrent_accelerator=None,
         create=partial(LabMachine, box),
         plain_cpu="",

@@ -111,6 +111,13 @@ class Platform:
     prepare: Callable[[bool], None] = lambda debugger: None
     box: Box | None = None
 
+    @property
+    def counter(self) -> str:
+        """What the time stamp counter counts where it counts no instructions: a unit of figures."""
+        if "ticks" in self.capabilities:
+            return "ticks"
+        return "cycles" if self.accelerator in (KVM, HARDWARE) else "TSC"
+
     def __post_init__(self) -> None:
         """Refuse capabilities that nobody can ask for.
 
@@ -208,6 +215,8 @@ PLATFORMS = {
 }
 DEFAULT_PLATFORM = "qemu-svm"
 KVM = "kvm"
+HARDWARE = "hardware"
+"""The accelerator of what is emulated by nothing."""
 LAB = "lab:"
 """Before the name of a labgrid environment file: the machine that it describes."""
 PLATFORM_NAMES = (*PLATFORMS, KVM)

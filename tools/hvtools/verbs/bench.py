@@ -12,7 +12,7 @@ from hvtools.bench import budgets, plan, show
 from hvtools.bench.figures import read_report, report_of
 from hvtools.boot.runner import logs_folder
 from hvtools.errors import HvError
-from hvtools.machines.registry import PLATFORMS, platform_named
+from hvtools.machines.registry import LAB, PLATFORM_NAMES, PLATFORMS, platform_named
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -25,6 +25,7 @@ Examples:
   hv bench --quick                what takes seconds
   hv bench --json before.json     to compare with later
   hv bench --compare before.json  what changed since
+  hv bench --on lab:box.yaml      cycles of a real processor
   hv bench --plot plots/          bars and curves""",
 )
 @click.option(
@@ -33,7 +34,7 @@ Examples:
     shell_complete=completion.platforms,
     metavar="PLATFORM",
     multiple=True,
-    help=f"{', '.join(PLATFORMS)}; default: all.",
+    help=f"{', '.join(PLATFORM_NAMES)}, or {LAB}FILE for a box in a lab; default: all that are emulated.",
 )
 @click.option("--quick", is_flag=True, help="Only what takes seconds.")
 @click.option("--check", is_flag=True, help="Fail if a figure that has a budget is over it; measures only those.")
@@ -52,8 +53,8 @@ def command(
 ) -> int:
     """Measure what the hypervisor costs: instructions of each exit, exits of a boot, time, memory.
 
-    Instructions are exact: Bochs counts them, and QEMU does with -icount. Every other figure has the unit in which it
-    was measured.
+    Instructions are exact: Bochs counts them, and QEMU does with -icount. KVM and a box in a lab give cycles. Every
+    other figure has the unit in which it was measured.
     """
     names = [platform_named(name).name for name in platforms or PLATFORMS]
     before = read_report(compare) if compare else None
