@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -64,6 +67,26 @@ def test_a_bad_option_is_reported_and_ignored(boot: Boot, tmp_path: Path) -> Non
     bad = [line for line in result.log if line.event == "option-bad"]
     assert [line.fields["text"] for line in bad] == ["nested_page"]
     assert [line.fields["name"] for line in result.log if line.event == "option"] == ["log"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("secure_boot", [False, True])
+def test_stuart_boots_what_it_built(secure_boot: bool) -> None:
+    """Its option --FlashRom, here without the build in front of it."""
+    build.ovmf_image(secure_boot=secure_boot)
+    product = build.ovmf(secure_boot=secure_boot)
+    stuart = Path(sys.executable).parent / "stuart_build"
+    done = subprocess.run(
+        [stuart, "-c", product.settings, "TARGET=DEBUG", "TOOL_CHAIN_TAG=GCC5", *product.variables, "--FlashOnly"],
+        cwd=build.ROOT,
+        env={**os.environ, "PATH": f"{stuart.parent}{os.pathsep}{os.environ['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"CPUs virtualised +4 of 4", done.stdout), done.stdout
+    assert secure_boot == ("Secure Boot" in done.stdout)
 
 
 EFIVARFS = f"""

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: BSD-2-Clause-Patent
 """Disk images, and what is refused before a real disk is written."""
 
+import io
 import json
 import os
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+import pexpect
 import pytest
 
+from hvtools import build
 from hvtools.boot import runner
 from hvtools.boot.request import BootRequest
 from hvtools.errors import HvError, UsageError
@@ -226,3 +231,55 @@ def test_the_verb_refuses_before_it_makes_anything(tmp_path: Path, arguments: li
     with pytest.raises(UsageError, match=message):
         verb.command.main([str(out), *arguments], standalone_mode=False)
     assert not out.exists()
+
+
+def ask(image: Path, device: Path, answer: str) -> tuple[int, str]:
+    """Call the verb as a person does, at a terminal."""
+    command = [sys.executable, "-m", "hvtools", "image", str(image), "--write", str(device)]
+    said = io.StringIO()
+    with pexpect.spawn(command[0], command[1:], timeout=300, encoding="utf-8") as child:
+        child.logfile_read = said
+        child.expect(r"Write\? \[y/N\]: ")
+        child.sendline(answer)
+        child.expect(pexpect.EOF)
+    assert child.exitstatus is not None
+    return child.exitstatus, said.getvalue()
+
+
+@pytest.fixture
+def stick(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A disk of the kernel, and the file that has its content."""
+    content = tmp_path / "content"
+    content.write_bytes(b"what was there before" + bytes(64 * MIB - 21))
+    made = subprocess.run(["losetup", "--find", "--show", str(content)], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no block device to write to: {made.stderr.strip()}")
+    yield Path(made.stdout.strip()), content
+    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+
+
+def test_a_stick_is_written_when_the_answer_is_yes(tmp_path: Path, stick: tuple[Path, Path]) -> None:
+    device, content = stick
+    image = tmp_path / "stick.img"
+    build.ensure_built("RELEASE")
+    code, said = ask(image, device, "n")
+    assert code == 1 and "nothing was written" in said
+    assert f"{device}: no model name, 64.0 MiB, not removable" in said
+    assert content.read_bytes().startswith(b"what was there before")
+    code, said = ask(image, device, "y")
+    assert code == 0 and f"{device}: written and verified" in said
+    written = content.read_bytes()
+    assert written.startswith(image.read_bytes()) and len(written) == 64 * MIB
+
+
+def test_nobody_is_asked_where_nobody_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, device = tmp_path / "image", tmp_path / "disk"
+    image.write_bytes(os.urandom(MIB))
+    device.write_bytes(bytes(2 * MIB))
+    monkeypatch.setattr(disk, "check_disk", lambda device, length: f"{device}: a disk")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    with pytest.raises(UsageError, match="nobody is there to be asked; --yes writes"):
+        verb._write(image, device, MIB, yes=False)
+    assert device.read_bytes() == bytes(2 * MIB)
+    verb._write(image, device, MIB, yes=True)
+    assert device.read_bytes() == image.read_bytes() + bytes(MIB)
