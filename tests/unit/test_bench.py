@@ -148,6 +148,19 @@ def test_a_bad_table_of_budgets_is_refused(tmp_path: Path, rows: tuple[str, str]
         budgets.read_budgets(path)
 
 
+@pytest.mark.parametrize(("options", "measured"), [(["--check"], "CHECKED"), (["--check", "--quick"], "QUICK")])
+def test_check_measures_all_that_has_a_budget_and_quick_what_takes_seconds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str], measured: str
+) -> None:
+    wanted = budgets.of_platforms(list(PLATFORMS), slow=measured == "CHECKED")
+    assert (measured == "CHECKED") == any(each.slow for each in wanted)
+    reached = [figure(each.name, each.platform, each.cpus, each.unit, [each.limit or 0]) for each in wanted]
+    monkeypatch.setattr(plan, measured, (plan.Part("all", lambda platforms, folder, step: reached),))
+    assert cli.run(["bench", *options, "--keep", str(tmp_path)]) == 0
+    reached.pop()
+    assert cli.run(["bench", *options, "--keep", str(tmp_path)]) == 1
+
+
 def test_a_change_is_shown() -> None:
     old = report_of([figure("exit.cpuid", "bochs-vmx", 1, "instructions", [200])])
     new = report_of([figure("exit.cpuid", "bochs-vmx", 1, "instructions", [100])])

@@ -16,13 +16,20 @@ BUDGETS = Path(__file__).with_name("budgets.toml")
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that a figure may be."""
+    """The most that a figure may be.
+
+    Attributes:
+        name: of the figure, as are platform, cpus and unit.
+        limit: in that unit.
+        slow: to measure it takes minutes.
+    """
 
     name: str
     platform: str
     cpus: int
     unit: str
     limit: float
+    slow: bool = False
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -39,7 +46,7 @@ def read_budgets(path: Path = BUDGETS) -> list[Budget]:
     budgets: list[Budget] = []
     for group in tomllib.loads(path.read_text())["budget"]:
         for name, limit in group["limits"].items():
-            budget = Budget(name, group["platform"], group["cpus"], group["unit"], limit)
+            budget = Budget(name, group["platform"], group["cpus"], group["unit"], limit, group.get("slow", False))
             if budget.unit not in DETERMINISTIC:
                 raise HvError(f"{path.name}: {name} on {budget.platform}: there are no budgets in {budget.unit}")
             if any(other.key == budget.key for other in budgets):
@@ -48,9 +55,14 @@ def read_budgets(path: Path = BUDGETS) -> list[Budget]:
     return budgets
 
 
-def of_platforms(names: Sequence[str], path: Path = BUDGETS) -> list[Budget]:
-    """Read the budgets of some platforms, and of what needs no machine."""
-    return [budget for budget in read_budgets(path) if budget.platform in (*names, HOST)]
+def of_platforms(names: Sequence[str], slow: bool = True) -> list[Budget]:
+    """Read the budgets of some platforms, and of what needs no machine.
+
+    Args:
+        names: of the platforms.
+        slow: those too that take minutes to measure.
+    """
+    return [each for each in read_budgets() if each.platform in (*names, HOST) and (slow or not each.slow)]
 
 
 def over_budget(figures: Iterable[Figure], budgets: Iterable[Budget]) -> list[str]:
