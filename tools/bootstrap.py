@@ -32,6 +32,8 @@ def explain(output: str) -> str:
     reason = told[0].removeprefix("ERROR:").strip() if told else (output.strip().splitlines() or ["no reason"])[-1]
     if "No space left on device" in output or "Disk quota exceeded" in output:
         return "no space left on the disk for the Python environment"
+    if "CERTIFICATE_VERIFY_FAILED" in output:
+        return "the certificate of the Python package index is signed by nobody whom this machine trusts: that of a proxy?"
     if _NO_NETWORK.search(output):
         return "no network: the Python package index did not answer"
     if _NOT_THERE.search(output):

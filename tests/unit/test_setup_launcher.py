@@ -36,6 +36,12 @@ def bootstrap() -> ModuleType:
             "ERROR: No matching distribution found for click",
             "no network",
         ),
+        (
+            "WARNING: Retrying after connection broken by 'SSLError(SSLCertVerificationError(1, "
+            "'[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate in chain'))'\n"
+            "ERROR: No matching distribution found for click",
+            "signed by nobody whom this machine trusts",
+        ),
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "no space left"),
         ("ERROR: Failed building editable for hvtools", "pip failed: Failed building editable"),
         ("", "pip failed"),
