@@ -33,7 +33,7 @@ def explain(output: str) -> str:
     if "No space left on device" in output or "Disk quota exceeded" in output:
         return "no space left on the disk for the Python environment"
     if "CERTIFICATE_VERIFY_FAILED" in output:
-        return "the certificate of the Python package index is signed by nobody whom this machine trusts: that of a proxy?"
+        return "the certificate of the Python package index is signed by nobody whom this machine trusts (a proxy?)"
     if _NO_NETWORK.search(output):
         return "no network: the Python package index did not answer"
     if _NOT_THERE.search(output):

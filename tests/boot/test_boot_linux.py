@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.needs("hypervisor")
 
+
 def assert_virtualised(result: BootResult) -> None:
     cpus = result.request.cpus
     result.must_be_ok()

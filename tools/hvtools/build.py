@@ -128,9 +128,7 @@ def lock(workspace: Path) -> Iterator[None]:
         yield
 
 
-def ensure_built(
-    target: str = "DEBUG", workspace: Path = ROOT, force: bool = False, product: Product = HVPKG
-) -> Built:
+def ensure_built(target: str = "DEBUG", workspace: Path = ROOT, force: bool = False, product: Product = HVPKG) -> Built:
     """Builds a target if its sources changed since it was built; installs and fetches what that takes.
 
     Args:

@@ -418,5 +418,3 @@ def test_the_hosts_memory_is_not_written(core: Core) -> None:
     machine.run()
     assert machine.raised() is None
     assert machine.after[STACK_AT : STACK_AT + 0x1000] == bytes(0x1000)
-
-

@@ -121,9 +121,7 @@ def _quoted(path: Path) -> str:
     return f'"{text}"'
 
 
-def configuration(
-    spec: MachineSpec, default_cpu: str, image: Path, port: int, debug_port: int | None = None
-) -> str:
+def configuration(spec: MachineSpec, default_cpu: str, image: Path, port: int, debug_port: int | None = None) -> str:
     """Turn a specification into Bochs' configuration.
 
     The disk is written to an unlinked file of its own, so that the image stays as it is. The second serial port goes to
