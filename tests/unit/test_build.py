@@ -203,19 +203,15 @@ def test_nobody_elses_edk2_shines_through(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 WAITER = """
-import signal, sys
+import os, sys
 from pathlib import Path
-from hvtools import build, ui
+from hvtools.follow import follow
 # A compiler of its own below the build, as make has them.
-script = "import subprocess, sys; subprocess.run(['sh', '-c', 'echo PROGRESS - $$; exec sleep 600'])"
-with ui.step("trial") as step:
-    class Told:
-        def update(self, text):
-            print(text, flush=True)
-    try:
-        build._follow([sys.executable, "-c", script], Path("."), Told())
-    except KeyboardInterrupt:
-        sys.exit(130)
+script = "import subprocess, sys; subprocess.run(['sh', '-c', 'echo $$; exec sleep 600'])"
+try:
+    follow([sys.executable, "-c", script], Path("."), os.environ, lambda line: print(line, flush=True))
+except KeyboardInterrupt:
+    sys.exit(130)
 """
 
 

@@ -5,11 +5,9 @@ It is the one emulator that has VMX and SVM. No distribution builds it with both
 graphical interface.
 """
 
-import contextlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from pathlib import Path
 
 from hvtools import apt, cache, ui
 from hvtools.errors import CorruptError, HvError, NoSpaceError, NotThereError, UsageError
+from hvtools.follow import follow
 
 VERSION = "3.0"
 SUITE = "trixie"
@@ -182,33 +181,18 @@ def _download(store: cache.Cache, folder: Path) -> Path:
 
 
 def _run(command: list[str], folder: Path, step: ui.Step) -> None:
-    """Runs one command of the build in a process group of its own, and ends all of the group on Ctrl-C."""
-    output: list[str] = []
+    """Runs one command of the build."""
     compiled = 0
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        env={name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "CFLAGS", "CXXFLAGS")},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                output.append(line.rstrip())
-                if found := _COMPILED.match(line):
-                    compiled += 1
-                    step.update(f"{compiled} files: {found[1]}")
-            process.wait()
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            raise
-    if process.returncode != 0:
+
+    def progress(line: str) -> None:
+        nonlocal compiled
+        if found := _COMPILED.match(line):
+            compiled += 1
+            step.update(f"{compiled} files: {found[1]}")
+
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "CFLAGS", "CXXFLAGS")}
+    code, output = follow(command, folder, environment, progress)
+    if code != 0:
         raise build_error(Path(command[0]).name, output)
 
 

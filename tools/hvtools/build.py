@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from hvtools import edk2, toolchain, ui
 from hvtools.errors import HvError, NoSpaceError
+from hvtools.follow import follow
 from hvtools.lock import locked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +25,7 @@ TARGETS = ("DEBUG", "RELEASE")
 TOOL_CHAIN = "GCC5"
 PACKAGES = ("HvPkg", "ovmf")
 _STATE = "hv-built.json"
+_PROGRESS = "PROGRESS - "
 _REWRITTEN = b"# Updated \n"
 _LEVEL = re.compile(r"^(ERROR|CRITICAL|WARNING|INFO|PROGRESS|DEBUG)\s*-\s*|^Compiler #\S+ from ")
 _MESSAGE = re.compile(r"\.\w+\S*\(?[:(]\d+.*\b(error|warning)\b|undefined reference|^ld: |multiple definition")
@@ -198,39 +199,17 @@ def _stuart(target: str, workspace: Path, product: Product) -> None:
     """Runs the three commands of stuart as any EDK2 platform does."""
     arguments = ["-c", product.settings, f"TARGET={target}", f"TOOL_CHAIN_TAG={TOOL_CHAIN}", *product.variables]
     with ui.step(f"building {product.name} {target}") as step:
+
+        def progress(line: str) -> None:
+            if line.startswith(_PROGRESS):
+                step.update(line.removeprefix(_PROGRESS).strip())
+
         for tool in ("stuart_setup", "stuart_update", "stuart_build"):
             step.update(tool)
-            code, output = _follow([str(Path(sys.executable).parent / tool), *arguments], workspace, step)
+            command = [str(Path(sys.executable).parent / tool), *arguments]
+            code, output = follow(command, workspace, _environment(), progress)
             if code != 0:
                 raise _build_error(tool, target, output, workspace, product)
-
-
-def _follow(command: list[str], workspace: Path, step: ui.Step) -> tuple[int, list[str]]:
-    """Runs a command in a process group of its own, shows its progress, and ends all of the group on Ctrl-C."""
-    output: list[str] = []
-    with subprocess.Popen(
-        command,
-        cwd=workspace,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                output.append(line.rstrip())
-                if line.startswith("PROGRESS - "):
-                    step.update(line.removeprefix("PROGRESS - ").strip())
-            process.wait()
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            raise
-    return process.returncode, output
 
 
 def _build_error(tool: str, target: str, output: list[str], workspace: Path, product: Product) -> HvError:
