@@ -13,6 +13,7 @@ from edk2toollib.uefi.edk2.variablestore_manulipulations import VariableStore
 
 from hvtools.errors import UsageError
 from hvtools.generated.options import GUID
+from hvtools.images import variables
 from hvtools.images.variables import read_options, write_options
 from hvtools.verbs import options
 
@@ -141,6 +142,19 @@ def test_an_image_that_may_not_be_written_is_refused(image: Path, monkeypatch: p
     with pytest.raises(UsageError, match="not to be written"):
         write_options(image, {"log": "warn"})
     assert image.read_bytes() == before
+
+
+def test_to_read_an_image_it_is_not_opened_for_writing(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    class Watched(VariableStore):  # type: ignore[misc]
+        def __init__(self, path: str, *arguments: int, **more: int) -> None:
+            opened.append(path)
+            super().__init__(path, *arguments, **more)
+
+    monkeypatch.setattr(variables, "VariableStore", Watched)
+    assert read_options(image) is None
+    assert len(opened) == 1 and opened != [str(image)]
 
 
 def test_the_verb_sets_shows_and_clears(image: Path) -> None:

@@ -254,3 +254,29 @@ def test_without_a_python_and_without_root_the_command_is_given(clone: Path, tmp
         "hv: error: Python's venv module is missing, and only root can install it; "
         "run: sudo apt-get install -y --no-install-recommends python3 python3-venv\n"
     )
+
+
+def test_ctrl_c_lets_apt_get_come_to_its_end(clone: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    begun, let_go, done = (tmp_path / name for name in ("begun", "let-go", "done"))
+    os.mkfifo(begun)
+    os.mkfifo(let_go)
+    for name, script in {
+        "id": "echo 0",
+        "python3": "exit 1",
+        "apt-get": f"echo > {begun}; read line < {let_go}; touch {done}",
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    hv = clone / "hv"
+    hv.write_text(hv.read_text().replace("/usr/bin/python3", str(tools / "python3")))
+    environment = {**os.environ, "HV_PYTHON": "", "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    gate = os.open(let_go, os.O_RDWR)  # to write to it never waits for who reads
+    with subprocess.Popen([hv, "setup"], env=environment, stderr=subprocess.PIPE, start_new_session=True) as process:
+        begun.read_text()  # apt-get is at it
+        os.killpg(process.pid, signal.SIGINT)
+        os.write(gate, b"\n")
+        process.wait(timeout=60)
+    os.close(gate)
+    assert done.exists() and process.returncode != 0

@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import struct
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -55,11 +56,11 @@ def _find(image: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _store(image: Path, copy: Path | None = None) -> Iterator[VariableStore]:
-    """Open the store of an image, or that of a copy; errors name the image."""
+def _store(image: Path, copy: Path) -> Iterator[VariableStore]:
+    """Open the store in a copy of an image, for reading and writing; errors name the image."""
     try:
         offset, length = _find(image)
-        store = VariableStore(str(copy or image), store_base=offset, store_size=length)
+        store = VariableStore(str(copy), store_base=offset, store_size=length)
     except OSError as error:
         raise UsageError(f"{image}: {error.strerror}") from error
     except UsageError:
@@ -90,8 +91,13 @@ def read_options(image: Path) -> str | None:
     Raises:
         UsageError: the file is no firmware image with a variable store.
     """
-    with _store(image) as store:
-        texts = [v.Data for v in store.variables if _is(v, VARIABLE, _GUID) and v.State == _ADDED]
+    with tempfile.NamedTemporaryFile(prefix="hv-options-") as copy:
+        try:
+            shutil.copyfile(image, copy.name)
+        except OSError as error:
+            raise UsageError(f"{image}: {error.strerror}") from error
+        with _store(image, Path(copy.name)) as store:
+            texts = [v.Data for v in store.variables if _is(v, VARIABLE, _GUID) and v.State == _ADDED]
     return texts[-1].rstrip(b"\0").decode("ascii", "replace") if texts else None
 
 
