@@ -54,6 +54,12 @@ def test_nothing_changed_builds_nothing(clone: Path, runs: list[str]) -> None:
     assert runs == ["DEBUG", "RELEASE", "DEBUG"]
 
 
+def test_what_is_built_waits_for_nobody(clone: Path, runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    build.ensure_built("DEBUG", clone)
+    monkeypatch.setattr(build, "lock", lambda workspace: pytest.fail("another product may be built for minutes"))
+    assert not build.ensure_built("DEBUG", clone).rebuilt
+
+
 @pytest.mark.parametrize("name", ["HvPkg/a.c", "HvPkg/Include/a.h", build.HVPKG.settings])
 def test_a_changed_file_builds(clone: Path, runs: list[str], name: str) -> None:
     build.ensure_built("DEBUG", clone)

@@ -144,6 +144,9 @@ def ensure_built(target: str = "DEBUG", workspace: Path = ROOT, force: bool = Fa
     toolchain.require("build")
     tree = edk2.ready(workspace)
     folder = product.folder(target, workspace) / product.part
+    # What is there needs no lock: somebody who builds it anew has removed the note first.
+    if not force and _state(folder) == fingerprint(workspace, tree.identity, product):
+        return Built(target, folder, False)
     with lock(workspace):
         wanted = fingerprint(workspace, tree.identity, product)
         built = _state(folder)
