@@ -272,6 +272,18 @@ def test_a_stick_is_written_when_the_answer_is_yes(tmp_path: Path, stick: tuple[
     assert written.startswith(image.read_bytes()) and len(written) == 64 * MIB
 
 
+def test_a_disk_that_others_use_unseen_is_refused(stick: tuple[Path, Path]) -> None:
+    """As one that is mounted outside of the container that this runs in."""
+    device, _ = stick
+    disk.check_disk(device, MIB)
+    taken = os.open(device, os.O_RDWR | os.O_EXCL)
+    try:
+        with pytest.raises(UsageError, match=f"{device} is in use: Device or resource busy"):
+            disk.check_disk(device, MIB)
+    finally:
+        os.close(taken)
+
+
 def test_nobody_is_asked_where_nobody_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, device = tmp_path / "image", tmp_path / "disk"
     image.write_bytes(os.urandom(MIB))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -155,7 +156,14 @@ def check_disk(device: Path, size: int, sys: Path = Path("/sys"), proc: Path = P
     if not stat.S_ISBLK(found.st_mode):
         raise UsageError(f"{device} is not a disk")
     entry = (sys / "dev" / "block" / f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}").resolve()
-    return check_entry(device, entry, size, proc)
+    described = check_entry(device, entry, size, proc)
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+    except OSError as error:
+        # A container sees its own mounts only; the kernel knows of all (open(2), O_EXCL of a block device).
+        what = "is in use" if error.errno == errno.EBUSY else "cannot be read"
+        raise UsageError(f"{device} {what}: {error.strerror}") from error
+    return described
 
 
 def check_entry(device: Path, entry: Path, size: int, proc: Path) -> str:
