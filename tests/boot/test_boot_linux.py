@@ -181,6 +181,7 @@ def test_the_release_build_boots_too(boot: Boot) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_twenty_five_boots_in_a_row(boot: Boot) -> None:
     for _ in range(25):
         assert_virtualised(boot(fresh=True))
