@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from hvtools import build
-from hvtools.boot.request import BootRequest, BoxError
+from hvtools.boot.request import BootRequest, BoxError, size_of
 from hvtools.boot.result import BootResult
 from hvtools.boot.runner import booting, run
 from hvtools.boot.startup import Prompt
@@ -96,10 +96,8 @@ def _stop_when_the_box_hangs(
 
 def _fitting(platform: str, fields: dict[str, Any]) -> BootRequest:
     """Make a request; skip the test if it is for another machine than a box is."""
-    box = platform_named(platform).box
-    if box is not None:
-        fields = {"cpus": box.cpus, "memory_mib": box.memory_mib, **fields}
-    request = BootRequest(platform=platform, **fields)
+    cpus, memory_mib = size_of(platform_named(platform))
+    request = BootRequest(platform=platform, **{"cpus": cpus, "memory_mib": memory_mib, **fields})
     try:
         request.checked()
     except BoxError as error:

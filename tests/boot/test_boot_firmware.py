@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -80,7 +79,7 @@ def test_stuart_boots_what_it_built(secure_boot: bool) -> None:
     done = subprocess.run(
         [stuart, "-c", product.settings, "TARGET=DEBUG", "TOOL_CHAIN_TAG=GCC5", *product.variables, "--FlashOnly"],
         cwd=build.ROOT,
-        env={**os.environ, "PATH": f"{stuart.parent}{os.pathsep}{os.environ['PATH']}"},
+        env=build._environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

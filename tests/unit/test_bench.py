@@ -154,7 +154,7 @@ def test_check_measures_all_that_has_a_budget_and_quick_what_takes_seconds(
 ) -> None:
     wanted = budgets.of_platforms(list(PLATFORMS), slow=measured == "CHECKED")
     assert (measured == "CHECKED") == any(each.slow for each in wanted)
-    reached = [figure(each.name, each.platform, each.cpus, each.unit, [each.limit or 0]) for each in wanted]
+    reached = [figure(each.name, each.platform, each.cpus, each.unit, [each.limit]) for each in wanted]
     monkeypatch.setattr(plan, measured, (plan.Part("all", lambda platforms, folder, step: reached),))
     assert cli.run(["bench", *options, "--keep", str(tmp_path)]) == 0
     reached.pop()

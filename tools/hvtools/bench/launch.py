@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hvtools import build
 from hvtools.bench.figures import Figure, figure
-from hvtools.bench.shell import TARGET, memory_mib
-from hvtools.boot.request import BootRequest
+from hvtools.bench.shell import TARGET
+from hvtools.boot.request import BootRequest, size_of
 from hvtools.boot.runner import run
 from hvtools.errors import HvError
 from hvtools.machines.registry import platform_named
@@ -29,7 +29,7 @@ def measure(platform_name: str, counts: Sequence[int], folder: Path) -> list[Fig
             BootRequest(
                 platform=platform_name,
                 cpus=cpus,
-                memory_mib=memory_mib(platform),
+                memory_mib=size_of(platform)[1],
                 application=program,
                 exact="ticks" in platform.capabilities,
                 target=TARGET,

@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from hvtools.bench.figures import Figure, figure
-from hvtools.bench.shell import TARGET, memory_mib, must_be_release, parse
+from hvtools.bench.shell import TARGET, must_be_release, parse
 from hvtools.boot.hvlog import fields_of
-from hvtools.boot.request import BootRequest
+from hvtools.boot.request import BootRequest, size_of
 from hvtools.boot.result import BootResult
 from hvtools.boot.runner import run
 from hvtools.errors import HvError
@@ -45,7 +45,7 @@ def boot(platform_name: str, cpus: int, folder: Path, hypervisor: bool = True, *
     request = BootRequest(
         platform=platform_name,
         cpus=cpus,
-        memory_mib=memory_mib(platform),
+        memory_mib=size_of(platform)[1],
         hypervisor=hypervisor,
         exact="ticks" in platform.capabilities,
         target=TARGET,

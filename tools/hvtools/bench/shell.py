@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 from hvtools import build
 from hvtools.bench.figures import Figure, figure
 from hvtools.boot.hvlog import reasons
-from hvtools.boot.request import DEFAULT_MEMORY_MIB, BootRequest
+from hvtools.boot.request import BootRequest, size_of
 from hvtools.boot.result import BootResult
 from hvtools.boot.runner import run
 from hvtools.boot.startup import options_command
 from hvtools.errors import HvError
-from hvtools.machines.registry import Platform, platform_named
+from hvtools.machines.registry import platform_named
 
 TARGET = "RELEASE"
 PROGRAMS = ("HvBench.efi", "HvDxe.efi", "HvStatus.efi")
@@ -79,11 +79,6 @@ def costs(samples: Samples) -> dict[str, float]:
     return found
 
 
-def memory_mib(platform: Platform) -> int:
-    """The memory of the machine that is measured: a box has what it has."""
-    return platform.box.memory_mib if platform.box else DEFAULT_MEMORY_MIB
-
-
 def measure(platform_name: str, cpus: int, folder: Path) -> list[Figure]:
     """Boot once, and measure.
 
@@ -104,7 +99,7 @@ def measure(platform_name: str, cpus: int, folder: Path) -> list[Figure]:
             BootRequest(
                 platform=platform_name,
                 cpus=cpus,
-                memory_mib=memory_mib(platform),
+                memory_mib=size_of(platform)[1],
                 hypervisor=False,  # the script loads it
                 application=script,
                 added={PurePosixPath(name): images / name for name in PROGRAMS},

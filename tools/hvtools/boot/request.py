@@ -190,6 +190,12 @@ class BootRequest:
             raise BoxError(f"--{clash[0]} cannot be chosen for a box in a lab")
 
 
+def size_of(platform: Platform) -> tuple[int, int]:
+    """The processors and the MiB of memory where nobody asks for any: a box has its own."""
+    box = platform.box
+    return (DEFAULT_CPUS, DEFAULT_MEMORY_MIB) if box is None else (box.cpus, box.memory_mib)
+
+
 class BoxError(UsageError):
     """A machine in a lab is what it is, and something else was asked for."""
 

@@ -8,10 +8,10 @@ import click
 
 from hvtools import build, completion, report
 from hvtools.boot import progress, runner
-from hvtools.boot.request import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, BootRequest, parse_added, parse_settings
+from hvtools.boot.request import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, BootRequest, parse_added, parse_settings, size_of
 from hvtools.errors import HvError, UsageError
 from hvtools.generated.options import OPTIONS
-from hvtools.machines.registry import DEFAULT_PLATFORM, LAB, PLATFORM_NAMES, Box, platform_named
+from hvtools.machines.registry import DEFAULT_PLATFORM, LAB, PLATFORM_NAMES, platform_named
 
 _EXAMPLES = """\
 Examples:
@@ -123,16 +123,16 @@ def command(
     Ends with a summary, and exit code 1 if anything was not as it should be.
     """
     ours = firmware == "ours"
-    box = platform_named(platform).box
-    if firmware == "debian" and box is not None:
+    offered = platform_named(platform)
+    if firmware == "debian" and offered.box is not None:
         raise UsageError("--firmware debian: a box in a lab has its own: say --firmware platform")
     if built_in and firmware in _WITHOUT_HVDXE:
         raise UsageError("--built-in: the platform's own firmware has no HvDxe inside")
-    box = box or Box(DEFAULT_CPUS, DEFAULT_MEMORY_MIB, flash=False)
+    own_cpus, own_memory = size_of(offered)
     request = BootRequest(
         platform=platform,
-        cpus=box.cpus if cpus is None else cpus,
-        memory_mib=box.memory_mib if memory is None else memory,
+        cpus=own_cpus if cpus is None else cpus,
+        memory_mib=own_memory if memory is None else memory,
         hypervisor=not no_hv,
         firmware=None if ours or firmware in _WITHOUT_HVDXE else Path(firmware),
         built_in=ours or built_in,
