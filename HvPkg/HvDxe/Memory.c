@@ -386,7 +386,7 @@ BuildNestedTables (
   UINT64          Page;
 
   Nested = &Host->Root.Nested;
-  Status = HvCoreMapIdentity (Host, &Host->Root, 0, End);
+  Status = HvCoreMapStart (Host, &Host->Root, End);
   for (Page = Host->Base; !EFI_ERROR (Status) && (Page < Host->Base + Host->Bytes); Page += EFI_PAGE_SIZE) {
     Status = HvPagingMap (
                Nested,
@@ -478,7 +478,7 @@ HvMemoryBuild (
     Level = (UINT8)MIN (Level, Options->Value[HvOptionNestedPage]);
   }
 
-  // Memory and the windows below 4 GiB are mapped at the start, the rest on first use.
+  // Memory and the windows below 4 GiB are mapped at the start, the rest on first use (HvCoreMapStart).
   End         = MAX (SIZE_4GB, Scratch->Ram[Scratch->RamCount - 1].End);
   End         = MIN (ALIGN_VALUE (End, SIZE_1GB), LShiftU64 (1, MIN (Scratch->AddressBits, HvPagingFormatBits (Probe->Format))));
   ZeroMem (&Range, sizeof (Range));

@@ -41,6 +41,7 @@ typedef enum {
   HvExitShutdown,         ///< triple fault or shutdown
   HvExitSmi,              ///< SMI
   HvExitWindow,           ///< interrupt or NMI window
+  HvExitTimer,            ///< VMX-preemption timer
   HvExitEntryFailed,      ///< the processor refused the VM entry
   HvExitUnknown,          ///< an exit that no row expects
   HvExitKindCount,        ///< number of kinds
@@ -80,6 +81,7 @@ STATIC_ASSERT (HvExitKindCount <= HV_EXIT_KIND_MAX, "HvExitKindCount");
   X (HvExitShutdown,        "shutdown")         \
   X (HvExitSmi,             "smi")              \
   X (HvExitWindow,          "window")           \
+  X (HvExitTimer,           "timer")            \
   X (HvExitEntryFailed,     "entry-failed")     \
   X (HvExitUnknown,         "unknown")
 

@@ -347,6 +347,8 @@
 //
 // VMX_MISC (SDM A.6)
 //
+#define HV_VMX_MISC_TIMER_SHIFT_MASK   0x000000000000001FULL  ///< the preemption timer counts down when this bit of the time-stamp counter changes
+#define HV_VMX_MISC_TIMER_SHIFT_SHIFT  0                      ///< the preemption timer counts down when this bit of the time-stamp counter changes: lowest bit
 #define HV_VMX_MISC_HLT                0x0000000000000040ULL  ///< activity state HLT
 #define HV_VMX_MISC_SHUTDOWN           0x0000000000000080ULL  ///< activity state shutdown
 #define HV_VMX_MISC_WAIT_FOR_SIPI      0x0000000000000100ULL  ///< activity state wait-for-SIPI

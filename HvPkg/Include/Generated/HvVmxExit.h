@@ -66,7 +66,7 @@
 #define HV_VMX_EXIT_EPT_MISCONFIG        0x0031  ///< HvExitNestedFault
 #define HV_VMX_EXIT_INVEPT               0x0032  ///< HvExitVirtInstruction
 #define HV_VMX_EXIT_RDTSCP               0x0033  ///< RDTSCP is not intercepted
-#define HV_VMX_EXIT_PREEMPTION_TIMER     0x0034  ///< the preemption timer is off
+#define HV_VMX_EXIT_PREEMPTION_TIMER     0x0034  ///< HvExitTimer
 #define HV_VMX_EXIT_INVVPID              0x0035  ///< HvExitVirtInstruction
 #define HV_VMX_EXIT_WBINVD               0x0036  ///< WBINVD is not intercepted
 #define HV_VMX_EXIT_XSETBV               0x0037  ///< HvExitXsetbv
@@ -126,6 +126,7 @@
   X (HV_VMX_EXIT_EPT_VIOLATION,       HvExitNestedFault,     "EPT_VIOLATION")       \
   X (HV_VMX_EXIT_EPT_MISCONFIG,       HvExitNestedFault,     "EPT_MISCONFIG")       \
   X (HV_VMX_EXIT_INVEPT,              HvExitVirtInstruction, "INVEPT")              \
+  X (HV_VMX_EXIT_PREEMPTION_TIMER,    HvExitTimer,           "PREEMPTION_TIMER")    \
   X (HV_VMX_EXIT_INVVPID,             HvExitVirtInstruction, "INVVPID")             \
   X (HV_VMX_EXIT_XSETBV,              HvExitXsetbv,          "XSETBV")              \
   X (HV_VMX_EXIT_SEAMCALL,            HvExitVirtInstruction, "SEAMCALL")            \
@@ -152,7 +153,6 @@
   X (HV_VMX_EXIT_GDTR_IDTR,           "GDTR_IDTR",           "descriptor table instructions are not intercepted")                  \
   X (HV_VMX_EXIT_LDTR_TR,             "LDTR_TR",             "descriptor table instructions are not intercepted")                  \
   X (HV_VMX_EXIT_RDTSCP,              "RDTSCP",              "RDTSCP is not intercepted")                                          \
-  X (HV_VMX_EXIT_PREEMPTION_TIMER,    "PREEMPTION_TIMER",    "the preemption timer is off")                                        \
   X (HV_VMX_EXIT_WBINVD,              "WBINVD",              "WBINVD is not intercepted")                                          \
   X (HV_VMX_EXIT_APIC_WRITE,          "APIC_WRITE",          "APIC-register virtualization is off")                                \
   X (HV_VMX_EXIT_RDRAND,              "RDRAND",              "RDRAND is not intercepted")                                          \

@@ -192,6 +192,7 @@ struct _HV_VCPU {
   BOOLEAN     StepGuestTf;    ///< the guest's own TF while NmiStepping
   BOOLEAN     StepIret;       ///< the step is over the IRET itself, which brings flags of its own
   UINT64      NmiIretRip;
+  UINT64      UnseenDefType;  ///< MTRR_DEF_TYPE as the tables have it while the guest can write it unseen, else 0
   HV_INSN     Insn;           ///< the last one that was decoded
   HV_KNOWN_INSN  Known[HV_KNOWN_INSNS]; ///< by RIP
 };
@@ -201,7 +202,8 @@ struct _HV_VCPU {
 ///
 struct _HV_VM {
   HV_PAGING          Nested;
-  volatile UINT32    Lock;          ///< protects Nested
+  volatile UINT32    Lock;          ///< protects Nested and RestCached
+  BOOLEAN            RestCached;    ///< what is neither memory nor named by an MTRR may be mapped otherwise than UC
   VOID               *Shared;       ///< the backend's pages for a VM (permission maps)
 };
 

@@ -99,6 +99,11 @@ struct _HV_BACKEND_OPS {
   /// Exit (HvExitWindow) when the guest can take an NMI. NULL where the processor keeps no account of that. Host.
   VOID (*NmiWindow)(IN OUT HV_VCPU *Vcpu, IN BOOLEAN On);
 
+  /// Lets the guest write MTRR_DEF_TYPE without an exit, or not any more. While it does, 2^30 ticks of the time-stamp
+  /// counter in which it runs end in an exit (HvExitTimer). FALSE where the processor has no timer for that: the writes
+  /// exit as before. NULL where they never exit. Host.
+  BOOLEAN (*PassDefType)(IN OUT HV_VCPU *Vcpu, IN BOOLEAN On);
+
   /// Forgets cached nested translations on this processor. Host.
   VOID (*Flush)(IN OUT HV_VCPU *Vcpu);
 
@@ -600,6 +605,26 @@ HvCoreMapIdentity (
   IN     CONST HV_HOST  *Host,
   IN OUT HV_VM          *Vm,
   IN     UINT64         Base,
+  IN     UINT64         End
+  );
+
+/**
+  Maps the root's physical addresses from 0 to themselves, but under EPT without what is neither memory nor named by an
+  MTRR and would be cached by the default type, in units of 2 MiB: that is mapped on first use. While it is not, a default
+  type that came unseen leaves no device cached. The local APIC's page is always there.
+
+  @param[in]     Host  The host, for its memory and its MTRRs.
+  @param[in,out] Vm    The root.
+  @param[in]     End   Exclusive, a multiple of 4 KiB, within the physical address width.
+
+  @return  As HvCoreMapIdentity.
+
+  @par Context: Boot
+**/
+RETURN_STATUS
+HvCoreMapStart (
+  IN     CONST HV_HOST  *Host,
+  IN OUT HV_VM          *Vm,
   IN     UINT64         End
   );
 

@@ -570,7 +570,24 @@ HvCoreGuardAll (
 
 /**
   The guest has written one of this processor's MTRRs: where they are in force and not what they were, the nested tables
-  follow.
+  follow. Where they have gone off, its next write of MTRR_DEF_TYPE may pass unseen.
+
+  @param[in,out] Cpu   This processor.
+  @param[in,out] Vcpu  The virtual processor that it holds.
+  @param[in]     Msr   Which one.
+
+  @par Context: Host
+**/
+VOID
+HvCoreMtrrsWritten (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT32   Msr
+  );
+
+/**
+  The first exit after the guest could write MTRR_DEF_TYPE unseen (HV_VCPU.UnseenDefType is not 0): the tables follow what
+  it wrote, and its next write exits.
 
   @param[in,out] Cpu   This processor.
   @param[in,out] Vcpu  The virtual processor that it holds.
@@ -578,10 +595,39 @@ HvCoreGuardAll (
   @par Context: Host
 **/
 VOID
-HvCoreMtrrsWritten (
+HvCoreMtrrsUnseen (
   IN OUT HV_CPU   *Cpu,
   IN OUT HV_VCPU  *Vcpu
   );
+
+/**
+  In place of a backend's Quick: every exit is to come out of Enter.
+
+  @param[in,out] Vcpu  The virtual processor.
+
+  @retval FALSE  Always.
+
+  @par Context: Host
+**/
+BOOLEAN
+HvCoreQuickNone (
+  IN OUT HV_VCPU  *Vcpu
+  );
+
+/**
+  Whether the leaves of nested tables have the memory types, and not the MTRRs by themselves.
+
+  @param[in] Nested  The tables.
+
+  @par Context: Any
+**/
+STATIC HV_INLINE BOOLEAN
+HvCoreIsEpt (
+  IN CONST HV_PAGING  *Nested
+  )
+{
+  return (BOOLEAN)((Nested->Format == HvPagingEpt4) || (Nested->Format == HvPagingEpt5));
+}
 
 /**
   What stands where in the root's physical address space.

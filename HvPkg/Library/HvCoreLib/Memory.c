@@ -7,7 +7,6 @@
 #include "CoreInternal.h"
 
 #define HOST_REPEATS        1024     ///< elements of a string instruction for one exit
-#define SIZE_ON_DEMAND  SIZE_1GB ///< a hole is filled in pieces of this size
 
 BOOLEAN
 HvCoreIsHostMemory (
@@ -100,7 +99,7 @@ HvCoreMapIdentity (
 
     PieceEnd   = MIN (PieceEnd, UnitAt);
     Attributes = HV_PAGE_RWX | HV_PAGE_TYPE_WB;
-    if ((Vm->Nested.Format == HvPagingEpt4) || (Vm->Nested.Format == HvPagingEpt5)) {
+    if (HvCoreIsEpt (&Vm->Nested)) {
       // With EPT the MTRRs have no say of their own; with NPT they have (SDM volume 3, 28.3.7.2; APM2 15.25.8).
       Attributes = HV_PAGE_RWX | HV_PAGE_TYPE (Type);
     }
@@ -134,6 +133,37 @@ HvCoreUnlock (
   InterlockedCompareExchange32 ((UINT32 *)Word, 1, 0);
 }
 
+///
+/// Maps what is not there; what is may have rights of its own.
+///
+STATIC
+RETURN_STATUS
+MapAbsent (
+  IN     CONST HV_HOST  *Host,
+  IN OUT HV_VM          *Vm,
+  IN     UINT64         Base,
+  IN     UINT64         End
+  )
+{
+  HV_PAGING_LEAF  Leaf;
+  RETURN_STATUS   Status;
+  UINT64          Address;
+  UINT64          Next;
+
+  for (Address = Base; Address < End; Address = Next) {
+    HvPagingQuery (&Vm->Nested, Address, &Leaf);
+    Next = MIN ((Address | (HV_PAGING_LEVEL_SIZE (Leaf.Level) - 1)) + 1, End);
+    if (!Leaf.Present) {
+      Status = HvCoreMapIdentity (Host, Vm, Address, Next);
+      if (RETURN_ERROR (Status)) {
+        return Status;
+      }
+    }
+  }
+
+  return RETURN_SUCCESS;
+}
+
 VOID
 HvOnNestedFault (
   IN OUT HV_CPU   *Cpu,
@@ -146,6 +176,7 @@ HvOnNestedFault (
   HV_PAGING_LEAF  Leaf;
   RETURN_STATUS   Status;
   UINT64          Base;
+  UINT64          Bytes;
   UINT64          Limit;
 
   Host  = Cpu->Host;
@@ -169,12 +200,14 @@ HvOnNestedFault (
   HvCoreLock (&Vm->Lock);
   HvPagingQuery (&Vm->Nested, Exit->Gpa, &Leaf);
   if (!Leaf.Present) {
-    Base   = Exit->Gpa & ~(UINT64)(SIZE_ON_DEMAND - 1);
-    Status = HvCoreMapIdentity (Host, Vm, Base, MIN (Base + SIZE_ON_DEMAND, Limit));
-    if (Status == RETURN_OUT_OF_RESOURCES) {
-      // The pool was made for the largest leaves; with small ones forced, a 2 MiB piece still fits.
-      Base   = Exit->Gpa & ~(UINT64)(SIZE_2MB - 1);
-      Status = HvCoreMapIdentity (Host, Vm, Base, Base + SIZE_2MB);
+    // A piece takes one table (HvMemoryBuild), which its leaves fill.
+    Bytes  = (Vm->Nested.LargestLevel == HV_PAGING_LEVEL_4K) ? SIZE_2MB : SIZE_1GB;
+    Base   = Exit->Gpa & ~(Bytes - 1);
+    Status = (HV_PAGING_LEVEL_SIZE (Leaf.Level) < Bytes) ?
+             MapAbsent (Host, Vm, Base, MIN (Base + Bytes, Limit)) :
+             HvCoreMapIdentity (Host, Vm, Base, MIN (Base + Bytes, Limit)); // there is nothing yet
+    if ((Host->Mtrrs.DefType & HV_MTRR_DEF_TYPE_TYPE_MASK) != HV_MEMORY_UC) {
+      Vm->RestCached = TRUE;
     }
   }
 

@@ -118,10 +118,227 @@ Retype (
   }
 }
 
+///
+/// The MTRRs, with a default type that makes all uncacheable that none of them names.
+///
+STATIC
+VOID
+NamedTypes (
+  IN  CONST HV_HOST  *Host,
+  OUT HV_MTRRS       *Named
+  )
+{
+  CopyMem (Named, &Host->Mtrrs, sizeof (*Named));
+  Named->DefType = (Named->DefType & ~HV_MTRR_DEF_TYPE_TYPE_MASK) | HV_MEMORY_UC;
+}
+
+///
+/// Whether there is memory at an address, and where that changes. For addresses that rise; *Next begins with 0.
+///
+STATIC
+BOOLEAN
+InRam (
+  IN     CONST HV_HOST  *Host,
+  IN     UINT64         Address,
+  IN OUT UINT32         *Next,
+  OUT    UINT64         *End
+  )
+{
+  while ((*Next < Host->RamCount) && (Host->Ram[*Next].End <= Address)) {
+    (*Next)++;
+  }
+
+  if (*Next == Host->RamCount) {
+    *End = MAX_UINT64;
+    return FALSE;
+  }
+
+  *End = (Address < Host->Ram[*Next].Base) ? Host->Ram[*Next].Base : Host->Ram[*Next].End;
+  return (BOOLEAN)(Address >= Host->Ram[*Next].Base);
+}
+
+///
+/// Whether UC is the type of all that is mapped, but is neither memory nor named by an MTRR; the caller holds the lock.
+///
+STATIC
+BOOLEAN
+IsRestUncacheable (
+  IN CONST HV_HOST    *Host,
+  IN CONST HV_PAGING  *Nested
+  )
+{
+  HV_MTRRS        Named;
+  HV_PAGING_LEAF  Leaf;
+  UINT64          Address;
+  UINT64          Limit;
+  UINT64          End;
+  UINT64          PieceEnd;
+  UINT32          Mapped;
+  UINT32          Ram;
+  UINT8           Type;
+
+  if ((Host->Mtrrs.DefType & HV_MTRR_DEF_TYPE_TYPE_MASK) == HV_MEMORY_UC) {
+    return TRUE;
+  }
+
+  NamedTypes (Host, &Named);
+  Limit = LShiftU64 (1, Nested->AddressBits);
+  Ram   = 0;
+  for (Address = 0; Address < Limit; Address = End) {
+    if (InRam (Host, Address, &Ram, &End)) {
+      continue;
+    }
+
+    if (HvCoreIsHostMemory (Host, Address)) {
+      End = Address + EFI_PAGE_SIZE; // the registers of an IOMMU: the root has other pages there
+      continue;
+    }
+
+    HvPagingQuery (Nested, Address, &Leaf);
+    End = MIN (End, (Address | (HV_PAGING_LEVEL_SIZE (Leaf.Level) - 1)) + 1);
+    if (Leaf.Present) {
+      HvMemoryTypeGet (&Named, Host->AddressBits, Address, &Type, &PieceEnd);
+      End    = MIN (End, PieceEnd);
+      Mapped = Leaf.Attributes & HV_PAGE_TYPE_MASK;
+      if ((Mapped != HV_PAGE_TYPE (Type)) && (Mapped != HV_PAGE_TYPE_UC)) {
+        return FALSE;
+      }
+    }
+  }
+
+  return TRUE;
+}
+
+RETURN_STATUS
+HvCoreMapStart (
+  IN     CONST HV_HOST  *Host,
+  IN OUT HV_VM          *Vm,
+  IN     UINT64         End
+  )
+{
+  HV_MTRRS        Named;
+  HV_PAGING_LEAF  Leaf;
+  RETURN_STATUS   Status;
+  UINT64          Mapped;
+  UINT64          Address;
+  UINT64          PieceEnd;
+  UINT64          NamedEnd;
+  UINT64          Hole;
+  UINT64          HoleEnd;
+  UINT32          Ram;
+  UINT8           Type;
+  UINT8           NamedType;
+
+  Mapped = 0;
+  if (HvCoreIsEpt (&Vm->Nested)) {
+    NamedTypes (Host, &Named);
+    Ram = 0;
+    for (Address = 0; Address < End; Address = PieceEnd) {
+      if (InRam (Host, Address, &Ram, &PieceEnd)) {
+        continue;
+      }
+
+      PieceEnd = MIN (PieceEnd, End);
+      HvMemoryTypeGet (&Named, Host->AddressBits, Address, &NamedType, &NamedEnd);
+      PieceEnd = MIN (PieceEnd, NamedEnd);
+      HvMemoryTypeGet (&Host->Mtrrs, Host->AddressBits, Address, &Type, &NamedEnd);
+      PieceEnd = MIN (PieceEnd, NamedEnd);
+      Hole     = ALIGN_VALUE (Address, SIZE_2MB);
+      HoleEnd  = PieceEnd & ~(UINT64)(SIZE_2MB - 1);
+      if ((Type != NamedType) && (Hole < HoleEnd)) {
+        Status = HvCoreMapIdentity (Host, Vm, Mapped, Hole);
+        if (RETURN_ERROR (Status)) {
+          return Status;
+        }
+
+        Mapped = HoleEnd;
+      }
+    }
+  }
+
+  Status = HvCoreMapIdentity (Host, Vm, Mapped, End);
+  HvPagingQuery (&Vm->Nested, Host->ApicPage, &Leaf);
+  if (!RETURN_ERROR (Status) && !Leaf.Present) {
+    // Writes to it are to exit.
+    Status = HvCoreMapIdentity (Host, Vm, Host->ApicPage, Host->ApicPage + EFI_PAGE_SIZE);
+  }
+
+  Vm->RestCached = !IsRestUncacheable (Host, &Vm->Nested);
+  return Status;
+}
+
+///
+/// The guest has turned its MTRRs off. If no other one differs from what the tables have, and its caches are off as the
+/// manual wants it (SDM 12.11.8), it may turn them on again without an exit: nearly always that brings back what was there.
+///
+/// Until the next exit the tables do not know whether it brought another default type. That must not leave a device cached:
+/// what neither is memory nor has its type from a range is UC until then. So the worst that can be, and for a moment, is
+/// memory that is cached although its new type says otherwise, and a first MiB that keeps its fixed ranges.
+///
+STATIC
+VOID
+LetUnseen (
+  IN OUT HV_CPU    *Cpu,
+  IN OUT HV_VCPU   *Vcpu,
+  IN OUT HV_MTRRS  *Mtrrs ///< as they are, off
+  )
+{
+  CONST UINT64          InForce = HV_MTRR_DEF_TYPE_E | HV_MTRR_DEF_TYPE_FE;
+  CONST HV_BACKEND_OPS  *Ops;
+  HV_HOST               *Host;
+  HV_VCPU_STATE         State;
+  BOOLEAN               Harmless;
+
+  Host = Cpu->Host;
+  Ops  = Host->Ops;
+  if (Ops->PassDefType == NULL) {
+    return;
+  }
+
+  Ops->StateGet (Vcpu, HV_STATE_CONTROL, &State);
+  if ((State.Cr0 & HV_CR0_CD) == 0) {
+    return;
+  }
+
+  HvCoreLock (&Vcpu->Vm->Lock);
+  Mtrrs->DefType = Host->Mtrrs.DefType;
+  Harmless       = (BOOLEAN)(((Mtrrs->DefType & InForce) == InForce) &&
+                             (CompareMem (Mtrrs, &Host->Mtrrs, sizeof (*Mtrrs)) == 0) && !Vcpu->Vm->RestCached);
+  HvCoreUnlock (&Vcpu->Vm->Lock);
+  if (Harmless && Ops->PassDefType (Vcpu, TRUE)) {
+    Ops->Flush (Vcpu); // the tables may be another processor's change, and its kick still on the way
+    Vcpu->UnseenDefType = Mtrrs->DefType;
+    Vcpu->Quick         = HvCoreQuickNone;
+  }
+}
+
+VOID
+HvCoreMtrrsUnseen (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  UINT64  Before;
+  UINT64  Now;
+
+  Before              = Vcpu->UnseenDefType;
+  Vcpu->UnseenDefType = 0;
+  Vcpu->Quick         = Cpu->Host->Ops->Quick;
+  Cpu->Host->Ops->PassDefType (Vcpu, FALSE);
+
+  // The other MTRRs exit.
+  Now = AsmReadMsr64 (HV_MSR_MTRR_DEF_TYPE);
+  if ((Now != Before) && ((Now & HV_MTRR_DEF_TYPE_E) != 0)) {
+    AsmWbinvd (); // memory may have been cached that is not to be any more
+    HvCoreMtrrsWritten (Cpu, Vcpu, HV_MSR_MTRR_DEF_TYPE);
+  }
+}
+
 VOID
 HvCoreMtrrsWritten (
   IN OUT HV_CPU   *Cpu,
-  IN OUT HV_VCPU  *Vcpu
+  IN OUT HV_VCPU  *Vcpu,
+  IN     UINT32   Msr
   )
 {
   HV_HOST   *Host;
@@ -129,10 +346,14 @@ HvCoreMtrrsWritten (
   BOOLEAN   Changed;
 
   // An operating system turns the MTRRs off, changes them, and turns them on again (SDM volume 3, "Multiple-Processor
-  // Considerations" for MTRRs). What it does between is of no interest: its caches are off.
+  // Considerations" for MTRRs). The tables follow at the end: between, its caches are off.
   Host = Cpu->Host;
   HvCoreReadMtrrs (&Mtrrs);
   if ((Mtrrs.DefType & HV_MTRR_DEF_TYPE_ENABLE) == 0) {
+    if (Msr == HV_MSR_MTRR_DEF_TYPE) {
+      LetUnseen (Cpu, Vcpu, &Mtrrs);
+    }
+
     return;
   }
 
@@ -142,6 +363,7 @@ HvCoreMtrrsWritten (
   if (Changed) {
     CopyMem (&Host->Mtrrs, &Mtrrs, sizeof (Mtrrs));
     Retype (Cpu, &Vcpu->Vm->Nested);
+    Vcpu->Vm->RestCached = !IsRestUncacheable (Host, &Vcpu->Vm->Nested);
   }
 
   HvCoreUnlock (&Vcpu->Vm->Lock);

@@ -234,7 +234,7 @@ WriteByRule (
   }
 
   if (IsMtrr (Msr)) {
-    HvCoreMtrrsWritten (Cpu, Vcpu);
+    HvCoreMtrrsWritten (Cpu, Vcpu, Msr);
   }
 
   return TRUE;

@@ -7,6 +7,14 @@
 #include "CoreInternal.h"
 
 BOOLEAN
+HvCoreQuickNone (
+  IN OUT HV_VCPU  *Vcpu
+  )
+{
+  return FALSE;
+}
+
+BOOLEAN
 HvCoreQuickCall (
   IN OUT HV_VCPU  *Vcpu
   )

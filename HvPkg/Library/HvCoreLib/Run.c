@@ -61,6 +61,17 @@ OnShutdown (
 
 STATIC
 VOID
+OnTimer (
+  IN OUT HV_CPU   *Cpu,
+  IN OUT HV_VCPU  *Vcpu,
+  IN     HV_EXIT  *Exit
+  )
+{
+  // That there was an exit is all that it is for (HvCoreMtrrsUnseen).
+}
+
+STATIC
+VOID
 LogGuestState (
   IN HV_CPU   *Cpu,
   IN HV_VCPU  *Vcpu
@@ -165,6 +176,7 @@ STATIC CONST HV_EXIT_HANDLER  mHandlers[HvExitKindCount] = {
   [HvExitShutdown]        = OnShutdown,
   [HvExitSmi]             = OnSignal,      // SVM, in QEMU's emulation alone
   [HvExitWindow]          = HvOnWindow,
+  [HvExitTimer]           = OnTimer,       // VMX
   [HvExitEntryFailed]     = OnEntryFailed,
   [HvExitUnknown]         = OnUnknown,
 };
@@ -227,7 +239,11 @@ HvCoreRun (
 
     // An NMI may have come before the guest did. TRUE is HV_ENTERED_RAN.
     Cpu->Entered = (BOOLEAN)(Cpu->Entered || (Exit.Kind != HvExitNmi));
-    Exit.Kind    = Classify (Cpu, Vcpu, &Exit);
+    if (Vcpu->UnseenDefType != 0) {
+      HvCoreMtrrsUnseen (Cpu, Vcpu);
+    }
+
+    Exit.Kind = Classify (Cpu, Vcpu, &Exit);
     Cpu->Exits[Exit.Kind]++;
     mHandlers[Exit.Kind](Cpu, Vcpu, &Exit);
   }

@@ -57,18 +57,6 @@ TracedEnter (
   return Status;
 }
 
-///
-/// Every exit is to come out of Enter.
-///
-STATIC
-BOOLEAN
-NoQuick (
-  IN OUT HV_VCPU  *Vcpu
-  )
-{
-  return FALSE;
-}
-
 VOID
 HvCoreNoQuick (
   IN OUT HV_HOST  *Host
@@ -79,7 +67,7 @@ HvCoreNoQuick (
     Host->Ops = &mChangedOps;
   }
 
-  mChangedOps.Quick = NoQuick;
+  mChangedOps.Quick = HvCoreQuickNone;
 }
 
 VOID

@@ -33,7 +33,8 @@ STATIC CONST VMX_CONTROL_ROW  mControls[] = {
   CONTROL (Pin, Required, HV_VMX_PIN_VIRTUAL_NMI, "virtual-nmis", "the guest's own NMIs, once, in their window")
   CONTROL (Pin, Forbidden, HV_VMX_PIN_EXTERNAL_INTERRUPT, "no-external-interrupt-exiting",
            "the root takes its interrupts itself")
-  CONTROL (Pin, Forbidden, HV_VMX_PIN_PREEMPTION_TIMER, "no-preemption-timer", "nothing stops the root")
+  CONTROL (Pin, Forbidden, HV_VMX_PIN_PREEMPTION_TIMER, "no-preemption-timer",
+           "nothing stops the root, but VmxPassDefType")
 
   CONTROL (Proc, Required, HV_VMX_PROC_SECONDARY, "secondary-controls", "EPT is one of them")
   CONTROL (Proc, Required, HV_VMX_PROC_MSR_BITMAPS, "msr-bitmaps", "else every RDMSR exits")

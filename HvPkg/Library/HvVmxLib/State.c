@@ -359,8 +359,9 @@ WriteControls (
   UINT64    Shared;
 
   Vmx       = VmxVcpu (Vcpu);
+  Vmx->Pin  = (UINT32)Controls->Word[VmxWordPin];
   Vmx->Proc = (UINT32)Controls->Word[VmxWordProc] & ~(UINT32)HV_VMX_PROC_IO_BITMAPS;
-  VmxWrite (HV_VMCS_PINBASED_CTLS, Controls->Word[VmxWordPin]);
+  VmxWrite (HV_VMCS_PINBASED_CTLS, Vmx->Pin);
   VmxWrite (HV_VMCS_PROCBASED_CTLS, Vmx->Proc);
   VmxWrite (HV_VMCS_PROCBASED_CTLS2, Controls->Word[VmxWordProc2]);
   if (Controls->Word[VmxWordProc3] != 0) {
@@ -455,8 +456,9 @@ VmxVcpuInit (
   IN     CONST HV_VCPU_STATE  *State
   )
 {
-  VMX_VCPU      *Vmx;
-  VMX_CONTROLS  Controls;
+  VMX_VCPU        *Vmx;
+  VMX_CONTROLS    Controls;
+  VMX_CAPABILITY  Pin;
 
   Vcpu->Hw     = VmxCpuPage (Vcpu->Cpu, VMX_PAGE_VCPU);
   Vcpu->HostHw = VmxCpuPage (Vcpu->Cpu, VMX_PAGE_VMCS);
@@ -471,6 +473,8 @@ VmxVcpuInit (
   Vmx->Cr4Must = Vcpu->Cpu->Host->RootCr4;
   Vmx->Cr4Mask = Vmx->Cr4Must | HV_CR4_SMXE;
 
+  VmxCapability (VmxWordPin, &Pin);
+  Vmx->HasTimer = (BOOLEAN)((Pin.May & HV_VMX_PIN_PREEMPTION_TIMER) != 0);
   VmxControls (&Controls);
   WriteControls (Vcpu, &Controls);
   WriteHost (Vcpu->Cpu);

@@ -17,6 +17,8 @@
 
 #define INTERRUPTION_DF     8
 
+#define UNSEEN_TICKS        BIT30 // a third of a second at 3 GHz
+
 #define BITMAP_ROW(Msr, SvmRead, SvmWrite, SvmRule, Read, Write, Rule, Text)  { Msr, Read, Write },
 
 STATIC CONST struct {
@@ -61,6 +63,7 @@ VmxVmInit (
   UINTN   Row;
   UINT32  Msr;
   UINT8   *Bitmaps;
+  UINT8   *Unseen;
   UINT32  Part;
 
   // All MSRs that no row names pass; outside the two ranges every access exits (SDM 25.6.9).
@@ -79,6 +82,10 @@ VmxVmInit (
     Bitmaps[BITMAP_READ_LOW + Part + Msr / 8]  |= (UINT8)((mMsrPolicy[Row].Read ? 1 : 0) << (Msr % 8));
     Bitmaps[BITMAP_WRITE_LOW + Part + Msr / 8] |= (UINT8)((mMsrPolicy[Row].Write ? 1 : 0) << (Msr % 8));
   }
+
+  Unseen = Bitmaps + EFI_PAGES_TO_SIZE (VMX_PAGE_MSR_UNSEEN);
+  CopyMem (Unseen, Bitmaps, EFI_PAGE_SIZE);
+  Unseen[BITMAP_WRITE_LOW + HV_MSR_MTRR_DEF_TYPE / 8] &= (UINT8) ~(1 << (HV_MSR_MTRR_DEF_TYPE % 8));
 }
 
 ///
@@ -809,6 +816,33 @@ VmxNmiWindow (
 }
 
 STATIC
+BOOLEAN
+VmxPassDefType (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     BOOLEAN  On
+  )
+{
+  VMX_VCPU  *Vmx;
+  UINT32    Shift;
+
+  Vmx = VmxVcpu (Vcpu);
+  if (!Vmx->HasTimer) {
+    return FALSE;
+  }
+
+  // An exit does not save the count, so that every entry begins with all of it; there is only one (SDM 26.5.1, A.6).
+  Shift = (UINT32)(AsmReadMsr64 (HV_MSR_VMX_MISC) & HV_VMX_MISC_TIMER_SHIFT_MASK);
+  VmxWrite (HV_VMCS_PREEMPTION_TIMER, UNSEEN_TICKS >> Shift);
+  VmxWrite (HV_VMCS_PINBASED_CTLS, Vmx->Pin | (On ? HV_VMX_PIN_PREEMPTION_TIMER : 0));
+  VmxWrite (
+    HV_VMCS_MSR_BITMAP,
+    (UINTN)Vcpu->Vm->Shared + EFI_PAGES_TO_SIZE (On ? VMX_PAGE_MSR_UNSEEN : VMX_PAGE_MSR_BITMAPS)
+    );
+  VmxChanged (Vcpu);
+  return TRUE;
+}
+
+STATIC
 VOID
 VmxTakeSignal (
   IN OUT HV_CPU         *Cpu,
@@ -875,6 +909,7 @@ STATIC CONST HV_BACKEND_OPS  mVmxOps = {
   .InterceptDebug = VmxInterceptDebug,
   .GuardPorts     = VmxGuardPorts,
   .NmiWindow      = VmxNmiWindow,
+  .PassDefType    = VmxPassDefType,
   .Flush          = VmxFlushNested,
   .TakeSignal     = VmxTakeSignal,
   .WaitMail       = VmxWaitMail,

@@ -32,7 +32,8 @@
 // Of each VM's pages.
 #define VMX_PAGE_MSR_BITMAPS  0
 #define VMX_PAGE_IO_BITMAPS   1 // two: ports 0 to 7FFFh, 8000h to FFFFh (SDM 25.6.4)
-#define VMX_SHARED_PAGES      3
+#define VMX_PAGE_MSR_UNSEEN   3 // MSR bitmaps that pass writes of MTRR_DEF_TYPE, too
+#define VMX_SHARED_PAGES      4
 
 typedef enum {
   VmxWordPin,
@@ -67,6 +68,7 @@ typedef struct {
 typedef struct {
   UINT64     HostRsp;   ///< what the VMCS holds
   BOOLEAN    Launched;
+  UINT32     Pin;       ///< pin-based controls without the preemption timer
   UINT32     Proc;      ///< primary processor-based controls, as in the VMCS
   UINT64     Cr0Mask;   ///< bits of CR0 that are 1 whatever the guest sees
   UINT64     Cr4Must;   ///< the same for CR4
@@ -74,6 +76,7 @@ typedef struct {
   UINT64     Caps;      ///< IA32_VMX_EPT_VPID_CAP
   UINT64     EptPointer;
   UINT16     Vpid;
+  BOOLEAN    HasTimer;  ///< the preemption timer
 } VMX_VCPU;
 
 STATIC_ASSERT (OFFSET_OF (VMX_VCPU, HostRsp) == VMX_VCPU_HOST_RSP, "VmxAsm.h");

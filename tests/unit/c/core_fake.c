@@ -274,6 +274,21 @@ FakeNmiWindow (
 }
 
 STATIC
+BOOLEAN
+FakePassDefType (
+  IN OUT HV_VCPU  *Vcpu,
+  IN     BOOLEAN  On
+  )
+{
+  if (gFake.NoTimer) {
+    return FALSE;
+  }
+
+  Fake (Vcpu)->PassesDefType = On;
+  return TRUE;
+}
+
+STATIC
 VOID
 FakeWaitMail (
   IN OUT HV_CPU  *Cpu
@@ -305,7 +320,7 @@ FakeLeave (
   longjmp (mEnd, HvFakeLeft);
 }
 
-#define OPS(Window)                     \
+#define OPS(Window, Pass)               \
   {                                     \
     .Name           = "fake",           \
     .Vendor         = "none",           \
@@ -320,14 +335,15 @@ FakeLeave (
     .InterceptDebug = FakeInterceptDebug, \
     .GuardPorts     = FakeGuardPorts,     \
     .NmiWindow      = Window,           \
+    .PassDefType    = Pass,             \
     .Flush          = FakeFlush,        \
     .TakeSignal     = FakeTakeSignal,   \
     .WaitMail       = FakeWaitMail,     \
     .Leave          = FakeLeave,        \
   }
 
-STATIC CONST HV_BACKEND_OPS  mOps        = OPS (NULL);
-STATIC CONST HV_BACKEND_OPS  mOpsVirtual = OPS (FakeNmiWindow);
+STATIC CONST HV_BACKEND_OPS  mOps        = OPS (NULL, NULL);
+STATIC CONST HV_BACKEND_OPS  mOpsVirtual = OPS (FakeNmiWindow, FakePassDefType);
 
 //
 // HvHostLib.

@@ -65,6 +65,7 @@ typedef struct {
   BOOLEAN          Guarded;        ///< GuardPorts was called
   UINT32           Flushes;
   BOOLEAN          NmiWindow;
+  BOOLEAN          PassesDefType;  ///< a write of MTRR_DEF_TYPE does not exit
   UINT32           Signals;        ///< TakeSignal calls
   UINT32           PendingNmis;    ///< in the processor: the next TakeSignal takes them
   UINT32           Waits;
@@ -106,6 +107,7 @@ typedef struct {
   UINT32            MailAtSipiWait;           ///< 0, or the vector of a SIPI that is posted as a guest begins to wait
   UINT32            BadAccesses;              ///< unprotected accesses to MSRs that do not exist
   UINT32            Wbinvds;
+  BOOLEAN           NoTimer;                  ///< PassDefType cannot
   UINT64            Ticks;                    ///< the time-stamp counter: one for each time that it was read
   UINT64            Dr[4];
   UINT64            Cr0;                      ///< the host's
@@ -121,7 +123,7 @@ extern HV_FAKE  gFake;
 
   @param[in] CpuCount     1 to HV_FAKE_CPUS.
   @param[in] X2Apic       The local APICs' mode.
-  @param[in] VirtualNmis  The backend has NmiWindow.
+  @param[in] VirtualNmis  The backend has NmiWindow, and PassDefType with it.
 **/
 VOID
 HvFakeReset (

@@ -31,6 +31,7 @@ KINDS: tuple[str, ...] = (
     "shutdown",
     "smi",
     "window",
+    "timer",
     "entry-failed",
     "unknown",
 )

@@ -374,6 +374,8 @@ CONSTANTS: dict[str, int] = {
     "HV_VMX_BASIC_INS_OUTS": 0x40000000000000,
     "HV_VMX_BASIC_TRUE_CTLS": 0x80000000000000,
     "HV_VMX_BASIC_ANY_ERROR_CODE": 0x100000000000000,
+    "HV_VMX_MISC_TIMER_SHIFT_MASK": 0x1F,
+    "HV_VMX_MISC_TIMER_SHIFT_SHIFT": 0x0,
     "HV_VMX_MISC_HLT": 0x40,
     "HV_VMX_MISC_SHUTDOWN": 0x80,
     "HV_VMX_MISC_WAIT_FOR_SIPI": 0x100,
@@ -487,6 +489,7 @@ WORDS: dict[str, tuple[tuple[str, int, int], ...]] = {
         ("ANY_ERROR_CODE", 56, 56),
     ),
     "HV_VMX_MISC": (
+        ("TIMER_SHIFT", 0, 4),
         ("HLT", 6, 6),
         ("SHUTDOWN", 7, 7),
         ("WAIT_FOR_SIPI", 8, 8),

@@ -114,6 +114,7 @@ KINDS: dict[int, str] = {
     0x30: "HvExitNestedFault",
     0x31: "HvExitNestedFault",
     0x32: "HvExitVirtInstruction",
+    0x34: "HvExitTimer",
     0x35: "HvExitVirtInstruction",
     0x37: "HvExitXsetbv",
     0x4C: "HvExitVirtInstruction",
