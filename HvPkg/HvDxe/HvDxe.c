@@ -10,18 +10,32 @@ STATIC EFI_EVENT  mExitBootServices;
 STATIC EFI_EVENT  mFirmwareDone;
 STATIC EFI_EVENT  mAcpiTables;
 STATIC UINT64     mBackend;
+STATIC BOOLEAN    mPrintAll; ///< option log=debug
 
 ///
-/// The lines that matter to who sits at the firmware's console. Other prefix: the firmware may also print to the port
-/// that the log has.
+/// The lines that matter to who sits at the firmware's console, which takes longer for one than all else that is done for
+/// it. Other prefix: the firmware may also print to the port that the log has.
 ///
 STATIC
 VOID
 PrintLine (
+  IN HV_LOG_EVENT  Event,
   IN HV_LOG_LEVEL  Level,
   IN CONST CHAR8   *Line
   )
 {
+  switch (Event) {
+    case HvLogEventStart:
+    case HvLogEventWait:
+    case HvLogEventLaunchDone:
+    case HvLogEventUnload:
+      break;
+    default:
+      if ((Level > HvLogWarn) && !mPrintAll) {
+        return;
+      }
+  }
+
   Print (L"HvDxe: %a\n", Line + sizeof ("hv: ") - 1);
 }
 
@@ -275,7 +289,8 @@ CheckAndLaunch (
   }
 
   HvOptionsRead (&Options);
-  Level = (HV_LOG_LEVEL)Options.Value[HvOptionLog];
+  Level     = (HV_LOG_LEVEL)Options.Value[HvOptionLog];
+  mPrintAll = (BOOLEAN)(Level == HvLogDebug);
   HvConsoleInit (Level, Early, HV_RING_BYTES, PrintLine);
   HvCrashReport ();
   Ops = ChooseBackend (&Probe);

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from hvtools.boot.shell import EfiShell
 from hvtools.machines.live import live_memory
 
 if TYPE_CHECKING:
-    from tests.boot.conftest import Hv, Session
+    from tests.boot.conftest import Boot, Hv, Session
 
 
 @pytest.mark.needs("hypervisor", "memory")
@@ -67,3 +68,15 @@ def test_what_is_no_run_is_refused(hv: Hv, tmp_path: Path) -> None:
     ):
         result = hv("log", *arguments)
         assert result.returncode == 2 and expected in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.needs("hypervisor")
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_the_firmwares_console_gets_what_matters_or_all(boot: Boot, level: str) -> None:
+    program = build.ensure_built().folder / "HvReturn.efi"
+    record = boot(cpus=1, application=program, settings={"log": level}).must_be_ok().record
+    printed = [line.event for line in parse_log(re.sub(r"^HvDxe: ", "hv: ", record.console, flags=re.MULTILINE))]
+    # The options themselves are read before it is known.
+    launch = [line.event for line in parse_log(record.log) if line.event != "option"]
+    launch = launch[: launch.index("launch-done") + 1]
+    assert printed == (["start", "launch-done"] if level == "info" else launch)

@@ -15,7 +15,7 @@
 /// Options.
 typedef enum {
   HvOptionNestedPage,  ///< largest nested page; auto takes the largest that the processor reports
-  HvOptionLog,         ///< least severe level that is logged
+  HvOptionLog,         ///< least severe level that is logged; debug: and all of it on the firmware's console
   HvOptionApicTrap,    ///< xAPIC page: auto ends the trap, where INIT and SIPI exit by themselves, when all processors were started
   HvOptionSleepGuard,  ///< sleep requests exit; auto: where the machine has a sleep that an operating system comes back from
   HvOptionTrace,       ///< exits that are recorded for each processor, the newest ones; 0: none, and then at no cost

@@ -26,6 +26,7 @@ typedef struct {
 typedef
 VOID
 (*HV_LOG_SINK)(
+  IN HV_LOG_EVENT  Event,
   IN HV_LOG_LEVEL  Level,
   IN CONST CHAR8   *Line
   );

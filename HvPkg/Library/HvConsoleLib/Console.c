@@ -270,7 +270,7 @@ HvLogEvent (
 
   if (mSink != NULL) {
     Line.Text[Line.Length] = '\0';
-    mSink (mEvents[Event].Level, Line.Text);
+    mSink (Event, mEvents[Event].Level, Line.Text);
   }
 
   Line.Text[Line.Length++] = '\n';

@@ -104,11 +104,13 @@ GetPowerOfTwo32 (
 STATIC
 VOID
 Sink (
+  IN HV_LOG_EVENT  Event,
   IN HV_LOG_LEVEL  Level,
   IN CONST CHAR8   *Line
   )
 {
   gPorts.SinkLines++;
+  gPorts.SinkEvent = Event;
   gPorts.SinkLevel = Level;
   __builtin_strcpy (gPorts.SinkText, Line);
 }

@@ -26,6 +26,7 @@ typedef struct {
   CHAR8      UartText[HV_PORTS_TEXT];
   CHAR8      DebugText[HV_PORTS_TEXT];
   UINT32     SinkLines;
+  UINT32     SinkEvent;
   UINT32     SinkLevel;
   CHAR8      SinkText[1024];
 } HV_PORTS;

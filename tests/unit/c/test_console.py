@@ -116,6 +116,7 @@ def test_what_is_written_is_read_back(console: Console, line: tuple[int, str, li
     ports = console.lib.gPorts
     assert console.ffi.string(ports.SinkText).decode() + "\n" == text
     assert (ports.SinkLines, LEVELS[ports.SinkLevel]) == (1, EVENTS[line[1]].level)
+    assert list(EVENTS)[ports.SinkEvent] == line[1]
 
 
 @pytest.mark.parametrize("event", EVENT_NAMES)

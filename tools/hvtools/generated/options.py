@@ -60,7 +60,7 @@ OPTIONS: dict[str, Option] = {
         default="info",
         shown="error|warn|info|debug",
         debug_only=False,
-        text="least severe level that is logged",
+        text="least severe level that is logged; debug: and all of it on the firmware's console",
     ),
     "apic_trap": Option(
         kind="choice",
