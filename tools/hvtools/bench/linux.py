@@ -139,7 +139,8 @@ def ticks(platform_name: str, cpus: int, folder: Path) -> list[Figure]:
     for turn in range(_TICK_RUNS):
         for hypervisor, taken in spent.items():
             where = folder / f"hv-{hypervisor}-{turn}".lower()
-            ending = boot(platform_name, cpus, where, hypervisor, append=f"{_SAME_TIMER} hvbench={'x' * turn}").record.ending
+            append = f"{_SAME_TIMER} hvbench={'x' * turn}"
+            ending = boot(platform_name, cpus, where, hypervisor, append=append).record.ending
             if ending is None or ending.ticks is None:
                 raise HvError(f"{platform_name} did not say at which tick the machine ended")
             taken.append(ending.ticks)
