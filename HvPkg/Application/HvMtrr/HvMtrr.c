@@ -11,7 +11,7 @@
 #include <Generated/HvCpuid.h>
 #include <Generated/HvMsr.h>
 
-#define TIMER_TICKS  (BIT30 + BIT26) // a bit more than HV_BACKEND_OPS.PassDefType lets pass
+#define TIMER_TICKS  (BIT30 + BIT26) // a bit more than the UNSEEN_TICKS of HvCoreLib
 
 ///
 /// The sequence of SDM 12.11.8. Interrupts are off.

@@ -99,10 +99,10 @@ struct _HV_BACKEND_OPS {
   /// Exit (HvExitWindow) when the guest can take an NMI. NULL where the processor keeps no account of that. Host.
   VOID (*NmiWindow)(IN OUT HV_VCPU *Vcpu, IN BOOLEAN On);
 
-  /// Lets the guest write MTRR_DEF_TYPE without an exit, or not any more. While it does, 2^30 ticks of the time-stamp
-  /// counter in which it runs end in an exit (HvExitTimer). FALSE where the processor has no timer for that: the writes
+  /// Lets the guest write MTRR_DEF_TYPE without an exit, up to the next one, which comes when it has run for so many ticks
+  /// of the time-stamp counter (HvExitTimer); 0: not any more. FALSE where the processor has no timer for that: the writes
   /// exit as before. NULL where they never exit. Host.
-  BOOLEAN (*PassDefType)(IN OUT HV_VCPU *Vcpu, IN BOOLEAN On);
+  BOOLEAN (*PassDefType)(IN OUT HV_VCPU *Vcpu, IN UINT32 Ticks);
 
   /// Forgets cached nested translations on this processor. Host.
   VOID (*Flush)(IN OUT HV_VCPU *Vcpu);

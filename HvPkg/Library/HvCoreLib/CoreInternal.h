@@ -641,6 +641,22 @@ HvCoreIsHostMemory (
   );
 
 /**
+  Whether there is memory at an address, the host's block included, and where that changes next.
+
+  @param[in]  Host     The host.
+  @param[in]  Address  The address.
+  @param[out] End      The first address behind it that is otherwise, MAX_UINT64 if there is none.
+
+  @par Context: Any
+**/
+BOOLEAN
+HvCoreRamAt (
+  IN  CONST HV_HOST  *Host,
+  IN  UINT64         Address,
+  OUT UINT64         *End
+  );
+
+/**
   Whether there is memory at an address, the host's block included.
 
   @par Context: Any

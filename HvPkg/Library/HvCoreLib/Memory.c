@@ -26,20 +26,36 @@ HvCoreIsHostMemory (
 }
 
 BOOLEAN
-HvCoreIsRam (
-  IN CONST HV_HOST  *Host,
-  IN UINT64         Address
+HvCoreRamAt (
+  IN  CONST HV_HOST  *Host,
+  IN  UINT64         Address,
+  OUT UINT64         *End
   )
 {
   UINT32  Index;
 
+  *End = MAX_UINT64;
   for (Index = 0; Index < Host->RamCount; Index++) {
-    if ((Address >= Host->Ram[Index].Base) && (Address < Host->Ram[Index].End)) {
+    if (Address < Host->Ram[Index].Base) {
+      *End = MIN (*End, Host->Ram[Index].Base);
+    } else if (Address < Host->Ram[Index].End) {
+      *End = Host->Ram[Index].End;
       return TRUE;
     }
   }
 
   return FALSE;
+}
+
+BOOLEAN
+HvCoreIsRam (
+  IN CONST HV_HOST  *Host,
+  IN UINT64         Address
+  )
+{
+  UINT64  End;
+
+  return HvCoreRamAt (Host, Address, &End);
 }
 
 ///

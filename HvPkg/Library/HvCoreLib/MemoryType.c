@@ -6,6 +6,8 @@
 
 #include "CoreInternal.h"
 
+#define UNSEEN_TICKS  BIT30 // of the time-stamp counter: a third of a second at 3 GHz
+
 VOID
 HvCoreReadMtrrs (
   OUT HV_MTRRS  *Mtrrs
@@ -133,31 +135,6 @@ NamedTypes (
 }
 
 ///
-/// Whether there is memory at an address, and where that changes. For addresses that rise; *Next begins with 0.
-///
-STATIC
-BOOLEAN
-InRam (
-  IN     CONST HV_HOST  *Host,
-  IN     UINT64         Address,
-  IN OUT UINT32         *Next,
-  OUT    UINT64         *End
-  )
-{
-  while ((*Next < Host->RamCount) && (Host->Ram[*Next].End <= Address)) {
-    (*Next)++;
-  }
-
-  if (*Next == Host->RamCount) {
-    *End = MAX_UINT64;
-    return FALSE;
-  }
-
-  *End = (Address < Host->Ram[*Next].Base) ? Host->Ram[*Next].Base : Host->Ram[*Next].End;
-  return (BOOLEAN)(Address >= Host->Ram[*Next].Base);
-}
-
-///
 /// Whether UC is the type of all that is mapped, but is neither memory nor named by an MTRR; the caller holds the lock.
 ///
 STATIC
@@ -174,7 +151,6 @@ IsRestUncacheable (
   UINT64          End;
   UINT64          PieceEnd;
   UINT32          Mapped;
-  UINT32          Ram;
   UINT8           Type;
 
   if ((Host->Mtrrs.DefType & HV_MTRR_DEF_TYPE_TYPE_MASK) == HV_MEMORY_UC) {
@@ -183,9 +159,8 @@ IsRestUncacheable (
 
   NamedTypes (Host, &Named);
   Limit = LShiftU64 (1, Nested->AddressBits);
-  Ram   = 0;
   for (Address = 0; Address < Limit; Address = End) {
-    if (InRam (Host, Address, &Ram, &End)) {
+    if (HvCoreRamAt (Host, Address, &End)) {
       continue;
     }
 
@@ -225,16 +200,14 @@ HvCoreMapStart (
   UINT64          NamedEnd;
   UINT64          Hole;
   UINT64          HoleEnd;
-  UINT32          Ram;
   UINT8           Type;
   UINT8           NamedType;
 
   Mapped = 0;
   if (HvCoreIsEpt (&Vm->Nested)) {
     NamedTypes (Host, &Named);
-    Ram = 0;
     for (Address = 0; Address < End; Address = PieceEnd) {
-      if (InRam (Host, Address, &Ram, &PieceEnd)) {
+      if (HvCoreRamAt (Host, Address, &PieceEnd)) {
         continue;
       }
 
@@ -305,7 +278,7 @@ LetUnseen (
   Harmless       = (BOOLEAN)(((Mtrrs->DefType & InForce) == InForce) &&
                              (CompareMem (Mtrrs, &Host->Mtrrs, sizeof (*Mtrrs)) == 0) && !Vcpu->Vm->RestCached);
   HvCoreUnlock (&Vcpu->Vm->Lock);
-  if (Harmless && Ops->PassDefType (Vcpu, TRUE)) {
+  if (Harmless && Ops->PassDefType (Vcpu, UNSEEN_TICKS)) {
     Ops->Flush (Vcpu); // the tables may be another processor's change, and its kick still on the way
     Vcpu->UnseenDefType = Mtrrs->DefType;
     Vcpu->Quick         = HvCoreQuickNone;
@@ -324,7 +297,7 @@ HvCoreMtrrsUnseen (
   Before              = Vcpu->UnseenDefType;
   Vcpu->UnseenDefType = 0;
   Vcpu->Quick         = Cpu->Host->Ops->Quick;
-  Cpu->Host->Ops->PassDefType (Vcpu, FALSE);
+  Cpu->Host->Ops->PassDefType (Vcpu, 0);
 
   // The other MTRRs exit.
   Now = AsmReadMsr64 (HV_MSR_MTRR_DEF_TYPE);

@@ -17,8 +17,6 @@
 
 #define INTERRUPTION_DF     8
 
-#define UNSEEN_TICKS        BIT30 // a third of a second at 3 GHz
-
 #define BITMAP_ROW(Msr, SvmRead, SvmWrite, SvmRule, Read, Write, Rule, Text)  { Msr, Read, Write },
 
 STATIC CONST struct {
@@ -819,7 +817,7 @@ STATIC
 BOOLEAN
 VmxPassDefType (
   IN OUT HV_VCPU  *Vcpu,
-  IN     BOOLEAN  On
+  IN     UINT32   Ticks
   )
 {
   VMX_VCPU  *Vmx;
@@ -832,11 +830,11 @@ VmxPassDefType (
 
   // An exit does not save the count, so that every entry begins with all of it; there is only one (SDM 26.5.1, A.6).
   Shift = (UINT32)(AsmReadMsr64 (HV_MSR_VMX_MISC) & HV_VMX_MISC_TIMER_SHIFT_MASK);
-  VmxWrite (HV_VMCS_PREEMPTION_TIMER, UNSEEN_TICKS >> Shift);
-  VmxWrite (HV_VMCS_PINBASED_CTLS, Vmx->Pin | (On ? HV_VMX_PIN_PREEMPTION_TIMER : 0));
+  VmxWrite (HV_VMCS_PREEMPTION_TIMER, Ticks >> Shift);
+  VmxWrite (HV_VMCS_PINBASED_CTLS, Vmx->Pin | ((Ticks != 0) ? HV_VMX_PIN_PREEMPTION_TIMER : 0));
   VmxWrite (
     HV_VMCS_MSR_BITMAP,
-    (UINTN)Vcpu->Vm->Shared + EFI_PAGES_TO_SIZE (On ? VMX_PAGE_MSR_UNSEEN : VMX_PAGE_MSR_BITMAPS)
+    (UINTN)Vcpu->Vm->Shared + EFI_PAGES_TO_SIZE ((Ticks != 0) ? VMX_PAGE_MSR_UNSEEN : VMX_PAGE_MSR_BITMAPS)
     );
   VmxChanged (Vcpu);
   return TRUE;

@@ -277,14 +277,14 @@ STATIC
 BOOLEAN
 FakePassDefType (
   IN OUT HV_VCPU  *Vcpu,
-  IN     BOOLEAN  On
+  IN     UINT32   Ticks
   )
 {
   if (gFake.NoTimer) {
     return FALSE;
   }
 
-  Fake (Vcpu)->PassesDefType = On;
+  Fake (Vcpu)->PassesDefType = (BOOLEAN)(Ticks != 0);
   return TRUE;
 }
 
